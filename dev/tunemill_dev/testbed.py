@@ -29,7 +29,7 @@ S3_SECRET, HUB_SECRET = "s3", "hf-write"
 INSTALL_SECONDS = 180
 
 ENDED = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.HELD, Phase.SUSPENDED})
-"""Phases that do not change until somebody acts."""
+"""Phases that do not change without an edit or a request."""
 
 
 @dataclass(frozen=True)

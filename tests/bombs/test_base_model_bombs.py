@@ -41,7 +41,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_template_takes_no_more_than_a_rendering_may(monkeypatch, source):
+def test_a_template_stays_within_the_limits_of_a_rendering(monkeypatch, source):
     """It is aborted, and the process stays within its limit of 1 GiB."""
     monkeypatch.setattr(rendering, "TIME", TimeBound(seconds=1.0))
 
@@ -103,7 +103,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("content", FILES.values(), ids=FILES)
-def test_a_tokenizer_is_tried_out_before_it_is_used(tmp_path, monkeypatch, content):
+def test_a_tokenizer_is_checked_in_a_child_process_first(tmp_path, monkeypatch, content):
     """Loading it, or encoding the first text, can abort the process, so a child process with limits tries it first."""
     monkeypatch.setattr(tokenizer, "_MOST_BYTES", 512 * MIB)
     monkeypatch.setattr(tokenizer, "_MOST_SECONDS", 4)
@@ -123,21 +123,21 @@ def test_a_tokenizer_is_tried_out_before_it_is_used(tmp_path, monkeypatch, conte
     assert outcome.mib < 512
 
 
-def test_a_good_tokenizer_is_loaded(tmp_path):
+def test_a_valid_tokenizer_is_loaded(tmp_path):
     """The trial has no side effects."""
     (tmp_path / "tokenizer.json").write_text(json.dumps(a_tokenizer()))
     assert tokenizer.load_base(tmp_path).get_vocab() == {"a": 0, "<s>": 1, "[UNK]": 2}
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", " " * (9 * MIB)], ids=["deep", "a list", "broken", "large"])
-def test_a_config_that_cannot_be_read_says_why(tmp_path, text):
+def test_an_unreadable_config_is_reported_with_the_reason(tmp_path, text):
     """Extreme nesting and size are reported like other invalid files."""
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"deeply|expected an object|Expecting|more than 8 MiB"):
         tokenizer.read_json(tmp_path / "config.json")
 
 
-def test_a_child_process_says_why_it_failed():
+def test_a_failed_child_process_reports_the_reason():
     """By an exception, a time limit or a memory limit; no problem otherwise."""
 
     def spin():

@@ -60,7 +60,7 @@ BOMBS = [
 
 
 @pytest.mark.parametrize(("unit", "reply_format"), BOMBS)
-def test_a_reply_is_judged_within_its_bounds(monkeypatch, unit, reply_format):
+def test_a_reply_is_judged_within_its_limits(monkeypatch, unit, reply_format):
     """Replies of the maximum length, for the reader of the format, the lenient parser, and format detection."""
     monkeypatch.setattr(parse, "_TIME", TimeBound(seconds=0.5))
     monkeypatch.setattr(lenient, "_TIME", TimeBound(seconds=0.5))
@@ -78,14 +78,14 @@ def test_a_reply_is_judged_within_its_bounds(monkeypatch, unit, reply_format):
 
 
 @pytest.mark.parametrize("reply_format", ReplyFormat)
-def test_a_longer_reply_is_not_read(reply_format):
+def test_a_too_long_reply_is_not_parsed(reply_format):
     """No server generates this many tokens, so the reply is broken, and it is not searched for calls."""
     found = parse.parse_reply("x" * (LONGEST_REPLY + 1), reply_format)
     assert (found.calls, found.blocks) == ((), 1)
     assert "more than 1024 Ki characters" in found.error
 
 
-def test_a_defect_of_this_program_tells_nothing_of_a_reply(monkeypatch):
+def test_an_internal_error_does_not_quote_a_reply(monkeypatch):
     """Python's messages quote values, which would appear in evaluate's log and report."""
 
     def fail(*_calls):

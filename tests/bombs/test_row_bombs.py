@@ -126,7 +126,7 @@ JSON = {
 
 @pytest.mark.parametrize("where", ["arguments", "as text"])
 @pytest.mark.parametrize(("unit", "begin", "end"), JSON.values(), ids=JSON)
-def test_a_line_of_json_takes_no_more_than_a_row_may(unit, begin, end, where):
+def test_a_line_of_json_stays_within_the_limits_of_a_row(unit, begin, end, where):
     """A row of nearly the maximum size with any content in any place; the next row is read normally."""
     size = 7 * MIB // (2 if where == "as text" else 1)
     bomb = filled(unit, size, begin, end)
@@ -205,7 +205,7 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize(("schema", "arguments"), SCHEMAS.values(), ids=SCHEMAS)
-def test_a_schema_takes_no_more_than_a_row_may(schema, arguments):
+def test_a_schema_stays_within_the_limits_of_a_row(schema, arguments):
     """References, alternatives and messages with quotes: the row is read or reported as invalid, within the limits."""
     outcome = explode(rules_of, a_call(arguments, schema))
     assert outcome.mib < ROW_MIB
@@ -214,7 +214,7 @@ def test_a_schema_takes_no_more_than_a_row_may(schema, arguments):
 
 @pytest.mark.parametrize("place", ["pattern", "patternProperties"])
 @pytest.mark.parametrize(("pattern", "text"), PATTERNS.values(), ids=PATTERNS)
-def test_a_pattern_takes_no_more_than_a_row_may(pattern, text, place):
+def test_a_pattern_stays_within_the_limits_of_a_row(pattern, text, place):
     """Patterns with exponential backtracking, and large ones, which Python caches after compiling."""
     if place == "pattern":
         row = a_call({"a": text}, one(type="string", pattern=pattern))
@@ -225,7 +225,7 @@ def test_a_pattern_takes_no_more_than_a_row_may(pattern, text, place):
     assert set(outcome.value) <= {"broken-tool", "wrong-argument", "extra-argument"}
 
 
-def test_what_is_remembered_of_tools_is_bounded_by_its_size():
+def test_the_cache_of_tools_is_bounded_by_its_size():
     """A thousand rows with different large tools take no more memory than one."""
 
     def read_all():
@@ -265,7 +265,7 @@ GZIP = {
 
 
 @pytest.mark.parametrize(("begin", "unit"), GZIP.values(), ids=GZIP)
-def test_a_small_gzip_file_of_one_endless_row_is_refused(tmp_path, begin, unit):
+def test_a_small_gzip_file_with_one_huge_row_is_rejected(tmp_path, begin, unit):
     """It unpacks to 100 MiB; at most one row of the maximum size is in memory."""
     path = tmp_path / "bomb.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
@@ -277,7 +277,7 @@ def test_a_small_gzip_file_of_one_endless_row_is_refused(tmp_path, begin, unit):
     assert isinstance(outcome.value, str)
 
 
-def test_many_large_rows_wait_in_short_batches(tmp_path):
+def test_many_large_rows_are_processed_in_short_batches(tmp_path):
     """Several rows of 6 MiB are not in memory at the same time."""
     path = tmp_path / "large.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
@@ -290,7 +290,7 @@ def test_many_large_rows_wait_in_short_batches(tmp_path):
     assert outcome.value == (30, 0)
 
 
-def test_the_rows_that_tell_the_format_are_not_held_without_bound(tmp_path):
+def test_rows_read_for_format_detection_are_bounded(tmp_path):
     """The format is detected from a hundred rows, or only the first if rows are large."""
     path = tmp_path / "large.gz"
     row = json.dumps(a_call("BOMB")).replace('"BOMB"', filled("[],", 7 * MIB, "[", "[]]"))
@@ -338,7 +338,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-def test_a_table_takes_no_more_than_a_table_may(tmp_path, monkeypatch, table):
+def test_a_table_stays_within_its_limits(tmp_path, monkeypatch, table):
     """A few kilobytes of Parquet can unpack to gigabytes, so the limit applies before the rows are created."""
     monkeypatch.setattr(records, "_ROOM_OF_A_TABLE", MemoryBound(256 * MIB))
     path = tmp_path / "bomb.parquet"

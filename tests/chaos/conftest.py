@@ -1,4 +1,4 @@
-"""A control plane with the fake kubelet, and how many objects suffer."""
+"""A control plane with the fake kubelet, and the number of objects."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from kube.plane import Plane, a_plane
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let `make test-chaos` ask for more than CI does."""
+    """Add options for `make test-chaos`."""
     parser.addoption("--objects", type=int, default=30, help="how many FunctionCallFineTunes suffer")
     parser.addoption("--minutes", type=float, default=1.0, help="how long objects come and go")
     parser.addoption("--kills", type=int, default=2, help="how often the leading operator is killed")

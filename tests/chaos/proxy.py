@@ -1,4 +1,4 @@
-"""Stands between an operator and the API server, and does what networks, proxies and busy API servers do."""
+"""A proxy between an operator and the API server that injects faults of networks, proxies and busy API servers."""
 
 import asyncio
 import base64
@@ -21,8 +21,8 @@ HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-en
 
 
 @dataclass
-class Mischief:
-    """How likely each fault is, as a share of the requests or of the events."""
+class Faults:
+    """The probability of each fault, as a share of the requests or of the events."""
 
     too_many: float = 0.0
     """429 with Retry-After, before the request reaches the API server."""
@@ -42,20 +42,20 @@ class Mischief:
 
 @dataclass
 class Proxy:
-    """An HTTP server on loopback that speaks to the API server as the user of a kubeconfig."""
+    """An HTTP server on loopback that forwards to the API server with the credentials of a kubeconfig."""
 
     upstream: Path
     """A self-contained kubeconfig."""
     kubeconfig: Path
     """Where the kubeconfig of the proxy is written."""
     seed: int = 0
-    mischief: Mischief = field(default_factory=Mischief)
+    faults: Faults = field(default_factory=Faults)
     done: Counter[str] = field(default_factory=Counter)
     """How often each fault happened."""
     _watches: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def start(self) -> None:
-        """Begin to serve, in a thread of its own."""
+        """Start serving, in a separate thread."""
         self._draw = random.Random(self.seed)
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="proxy", daemon=True)
@@ -63,16 +63,16 @@ class Proxy:
         assert ready.wait(30), "the proxy does not start"
 
     def stop(self) -> None:
-        """End."""
+        """Stop serving."""
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(timeout=10)
 
     def watches(self) -> int:
-        """Return how many watches are open."""
+        """Return the number of open watches."""
         return len(self._watches)
 
     def cut_watches(self) -> None:
-        """Break every watch that is open."""
+        """Close every open watch."""
 
         def cut() -> None:
             for task in list(self._watches):
@@ -114,7 +114,7 @@ class Proxy:
         self.kubeconfig.write_text(yaml.safe_dump(config))
 
     def _happens(self, fault: str) -> bool:
-        happens = self._draw.random() < getattr(self.mischief, fault)
+        happens = self._draw.random() < getattr(self.faults, fault)
         self.done[fault] += happens
         return happens
 
@@ -149,7 +149,7 @@ class Proxy:
         self._watches.add(task)
         try:
             async for line in self._events(str(request.rel_url)):
-                while self.mischief.deaf:  # noqa: ASYNC110 - the connection is there, and dead, until a test says so
+                while self.faults.deaf:  # noqa: ASYNC110 - the connection is there, and dead, until a test says so
                     await asyncio.sleep(0.1)
                 await response.write(line)
         except (aiohttp.ClientError, ConnectionError):
@@ -159,7 +159,7 @@ class Proxy:
         return response
 
     async def _events(self, url: str) -> AsyncIterator[bytes]:
-        """Yield the lines of a watch, some twice, some later than the next one."""
+        """Yield the lines of a watch, some twice, some out of order."""
         held: bytes | None = None
         async with self._session.get(url) as stream:
             async for line in stream.content:

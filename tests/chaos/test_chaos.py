@@ -1,4 +1,4 @@
-"""Everything goes wrong at once, on a real API server: each stage is done once all the same, each status is true."""
+"""Many faults at once, with a real API server: each stage still runs once, and each status is correct."""
 
 import base64
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from chaos.proxy import Mischief, Proxy
+from chaos.proxy import Faults, Proxy
 from kube.api import ApiError
 from kube.kubelet import eventually, fails
 from kube.operators import Operator, start
@@ -26,7 +26,7 @@ ENDED = {"Succeeded", "Failed"}
 
 
 class Replicas:
-    """Two operators behind the proxy, of which one leads; whoever is killed is started anew, as a Deployment does."""
+    """Two operators behind the proxy, of which one leads; a killed one is restarted, as by a Deployment."""
 
     def __init__(self, kubeconfig: Path, namespace: str, folder: Path) -> None:
         self._kubeconfig = kubeconfig
@@ -36,26 +36,26 @@ class Replicas:
         self.running = [self._start(), self._start()]
 
     def leader(self) -> Operator:
-        """Return the one that leads."""
+        """Return the leader."""
 
         def leading() -> Operator | None:
             self.revive()
-            return next((each for each in self.running if each.said("serving")), None)
+            return next((each for each in self.running if each.logged("serving")), None)
 
         found: Operator = eventually(leading, "an operator leads", HAND_OVER_SECONDS)
         return found
 
     def kill_the_leader(self) -> None:
-        """End it as a node that loses power does."""
+        """Kill it without a clean stop, as after a power loss."""
         self.leader().kill()
         self.revive()
 
     def revive(self) -> None:
-        """Start whoever has ended anew."""
+        """Restart operators that have exited."""
         self.running = [each if each.process.poll() is None else self._start() for each in self.running]
 
     def stop(self) -> None:
-        """End both."""
+        """Stop both."""
         for operator in self.running:
             if operator.process.poll() is None:
                 operator.kill()
@@ -69,17 +69,17 @@ class Replicas:
 
 @pytest.fixture
 def proxy(plane: Plane, tmp_path: Path) -> Iterator[Proxy]:
-    """What stands between the operators and the API server."""
+    """The proxy between the operators and the API server."""
     proxy = Proxy(plane.kubeconfig, tmp_path / "proxy.kubeconfig")
     proxy.start()
     yield proxy
     proxy.stop()
 
 
-def test_whatever_breaks_every_stage_is_done_once_and_every_status_is_true(
+def test_with_many_faults_every_stage_runs_once_and_every_status_is_correct(
     plane: Plane, proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Killed leaders, a killed API server, compaction, dead and lying watches, refusals, lost answers: all in one."""
+    """Killed leaders, a killed API server, compaction, broken and stale watches, errors, lost responses together."""
     count, kills = request.config.getoption("--objects"), request.config.getoption("--kills")
     namespace = plane.namespace("chaos")
     replicas = Replicas(proxy.kubeconfig, namespace.name, tmp_path)
@@ -97,7 +97,7 @@ def test_whatever_breaks_every_stage_is_done_once_and_every_status_is_true(
             eventually(lambda: proxy.watches() >= WATCHES, "the leader watches")
             _wait_for_work(plane, share)
             disaster()
-        proxy.mischief = Mischief()
+        proxy.faults = Faults()
         eventually(lambda: replicas.revive() or _ended(namespace) == count, "all have ended", seconds=60 + 3 * count)
         assert _outcome(namespace) == {name: "Failed" if name in wrong else "Succeeded" for name in names}
     finally:
@@ -113,20 +113,20 @@ def test_whatever_breaks_every_stage_is_done_once_and_every_status_is_true(
 
 
 def _disasters(plane: Plane, proxy: Proxy, replicas: Replicas, kills: int) -> list[Callable[[], None]]:
-    """Return what happens, one after the other; kills in between."""
+    """Return the faults, one after the other; kills in between."""
 
     def refuse() -> None:
-        proxy.mischief = Mischief(too_many=0.06, broken=0.06, slow=0.06, lost=0.06)
+        proxy.faults = Faults(too_many=0.06, broken=0.06, slow=0.06, lost=0.06)
 
     def lie() -> None:
-        proxy.mischief = Mischief(twice=0.3, swapped=0.2, lost=0.02)
+        proxy.faults = Faults(twice=0.3, swapped=0.2, lost=0.02)
 
     def forget() -> None:
         _compact(plane)
         proxy.cut_watches()
 
     def fall_silent() -> None:
-        proxy.mischief = Mischief(deaf=True)
+        proxy.faults = Faults(deaf=True)
 
     def kill_the_api_server() -> None:
         os.kill(plane.process("kube-apiserver")[0], signal.SIGKILL)
@@ -138,7 +138,7 @@ def _disasters(plane: Plane, proxy: Proxy, replicas: Replicas, kills: int) -> li
 
 
 def _compact(plane: Plane) -> None:
-    """Have etcd forget all that is not present, so that a watch that begins in the past is refused with 410."""
+    """Compact etcd, so that a watch from an older version is rejected with 410."""
     arguments = plane.process("etcd")[1]
     url = next(each for each in arguments if each.startswith("--listen-client-urls=")).partition("=")[2]
     everything = {"key": base64.b64encode(b"\0").decode(), "range_end": base64.b64encode(b"\0").decode()}
@@ -148,15 +148,17 @@ def _compact(plane: Plane) -> None:
 
 
 def _wait_for_work(plane: Plane, starts: int) -> None:
-    """Wait until so many more stages were started, or nothing moves for a while: a disaster must hit something."""
+    """Wait until this many more stages have started, or nothing changes for a while: a fault must affect work."""
     before, deadline = len(plane.kubelet.started), time.monotonic() + 20
     eventually(
-        lambda: len(plane.kubelet.started) >= before + starts or time.monotonic() > deadline, "work goes on", seconds=30
+        lambda: len(plane.kubelet.started) >= before + starts or time.monotonic() > deadline,
+        "work continues",
+        seconds=30,
     )
 
 
 def _insist(create: Callable[[], object]) -> None:
-    """Create an object as a user does whose API server is away for a moment."""
+    """Create an object, with retries while the API server is unavailable."""
 
     def created() -> bool:
         try:

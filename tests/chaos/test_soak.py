@@ -1,4 +1,4 @@
-"""Objects that come and go for a long time leave nothing behind in the operator's memory."""
+"""Objects that are created and deleted for a long time leave nothing in the operator's memory."""
 
 import time
 from pathlib import Path
@@ -16,10 +16,10 @@ GROWTH_MB = 8.0
 """What the allocator may still take afterwards. A body that is kept for each object of a round would be a megabyte."""
 
 
-def test_objects_that_come_and_go_leave_nothing_in_memory(
+def test_created_and_deleted_objects_do_not_leak_memory(
     plane: Plane, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Round after round of objects that are made, run to their end and are deleted: the memory stays where it is."""
+    """In rounds: objects are created, run to their end and are deleted, and the memory does not grow."""
     until = time.monotonic() + 60 * request.config.getoption("--minutes")
     namespace = plane.namespace("soak")
     memory: list[float] = []
@@ -28,7 +28,7 @@ def test_objects_that_come_and_go_leave_nothing_in_memory(
             _round(namespace, f"round-{len(memory)}")
             memory.append(_resident_mb(operator))
         assert operator.process.poll() is None
-        assert not operator.said("Traceback")
+        assert not operator.logged("Traceback")
     warm, late = max(memory[:WARM_ROUNDS]), min(memory[-WARM_ROUNDS:])
     print(
         f"{len(memory)} rounds of {AT_ONCE} objects: {memory[0]:.1f} MB, warm {warm:.1f} MB, at the end {late:.1f} MB"

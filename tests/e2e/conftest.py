@@ -24,14 +24,14 @@ DIAGNOSTICS = REPOSITORY_ROOT / "build" / "e2e"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Which cluster: a local one, made when it does not run and left running, or one of yours."""
+    """Options for the cluster: a local one, created if it does not run and kept, or an existing one."""
     parser.addoption("--cluster", default="tunemill-e2e", help="the local cluster (default: %(default)s)")
     parser.addoption("--context", default="", help="use the cluster of this kubectl context instead")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Tell the fixtures, which end after the test, whether it failed."""
+    """Pass the result of a test to the fixtures that end after it."""
     report = yield
     if report.when == "call":
         item.stash[FAILED] = report.failed
@@ -69,7 +69,7 @@ def testbed(
 
 @pytest.fixture(scope="session")
 def base(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> str:
-    """The Hub repository of a small base model with random weights: what a run does needs no skill."""
+    """The Hub repository of a small base model with random weights."""
     repository = f"{testbed.hub.owner}/e2e-base-{worker_id}"
     # Transformers, imported here, would bring in the Hub's client before it is configured not to use Xet.
     folder = in_own_process(make_base, tmp_path_factory.mktemp("base"), kind="qwen3", steps=0).result()
@@ -79,7 +79,7 @@ def base(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory, worker_id: 
 
 @pytest.fixture
 def world(testbed: Testbed, base: str, request: pytest.FixtureRequest) -> Iterator[World]:
-    """A namespace with secrets, a bucket and a name for a repository that no other test has."""
+    """A namespace with secrets, a bucket and a unique repository name."""
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:30].strip("-")
     world = World(testbed, base, name=f"{words}-{secrets.token_hex(2)}")
     testbed.make_namespace(world.name)

@@ -1,4 +1,4 @@
-"""Every method from a manifest, with all that a spec may refer to: data on the Hub, ConfigMaps, a volume for models."""
+"""Every method from a manifest, with all kinds of references: data on the Hub, ConfigMaps, a volume for models."""
 
 import json
 import re
@@ -61,7 +61,7 @@ SPECS: dict[str, dict[str, Any]] = {
 
 
 def put_rows_on_the_hub(world: World) -> str:
-    """Make a data set whose rows carry no tools, and return its uri."""
+    """Create a data set with rows without tools, and return its uri."""
     asked = [row for row in rows(400, talk=0) if row["messages"][-1]["tool_calls"][0]["function"]["name"] in OFFERED]
     lines = json_lines({"messages": row["messages"]} for row in asked[:60])
     hub, name = world.testbed.hub.client(), f"{world.repository}-rows"

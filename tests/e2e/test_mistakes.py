@@ -1,4 +1,4 @@
-"""What users do wrong: each message says where, why and what to change, before a GPU is requested."""
+"""Mistakes of users: each message has the place, the reason and a remedy, before a GPU is requested."""
 
 import pytest
 from e2e.world import World
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(700, func_only=True)
 
 
 def test_a_repository_in_a_foreign_namespace_fails_in_prepare(world: World):
-    """The token may not push there: known in seconds, and no train pod was ever made."""
+    """The token may not push there: reported in seconds, without a train pod."""
     world.put_rows()
     finetune = world.apply(publish={"repository": "somebody-else/support-tools"})
     failure = finetune.reach(Phase.FAILED, PREPARE_SECONDS).failure
@@ -24,8 +24,8 @@ def test_a_repository_in_a_foreign_namespace_fails_in_prepare(world: World):
     assert finetune.pods("train") == []
 
 
-def test_a_bad_row_is_named_by_its_line(world: World):
-    """The seventh line is no JSON: the message says which file, which line and what to change."""
+def test_an_invalid_row_is_reported_with_its_line(world: World):
+    """The seventh line is not JSON: the message has the file, the line and a remedy."""
     good = json_lines(rows(20)).splitlines()
     world.testbed.store.put(world.data, "\n".join([*good[:6], '{"messages": [', *good[6:]]))
     finetune = world.apply()
@@ -40,16 +40,16 @@ def test_a_bad_row_is_named_by_its_line(world: World):
     finetune.follow(lambda status: status.prepared is not None and status.failure is None, PREPARE_SECONDS)
 
 
-def test_a_bucket_that_is_not_there_is_named(world: World):
-    """The message names the uri, so that a typing error is seen at once."""
+def test_a_missing_bucket_is_reported(world: World):
+    """The message has the uri."""
     finetune = world.apply(dataset={"uri": "s3://nobody-made-this/calls.jsonl"})
     failure = finetune.reach(Phase.FAILED, PREPARE_SECONDS).failure
     assert (failure.stage, failure.reason) == ("prepare", Reason.BUCKET_NOT_FOUND)
     assert "s3://nobody-made-this" in failure.message
 
 
-def test_a_missing_secret_is_shown_and_the_run_goes_on_once_it_exists(world: World):
-    """Nothing has to be started again: creating the Secret is enough."""
+def test_a_missing_secret_is_reported_and_the_run_continues_once_it_exists(world: World):
+    """No edit and no restart is needed."""
     world.put_rows()
     world.testbed.kubectl("delete", "secret", HUB_SECRET, "--namespace", world.name)
     finetune = world.apply()
@@ -72,8 +72,8 @@ def test_a_missing_secret_is_shown_and_the_run_goes_on_once_it_exists(world: Wor
         ("evaluation", {"gates": [{"metric": "exact_match"}]}, "a gate needs at least one of"),
     ],
 )
-def test_a_wrong_field_is_refused_by_the_api_server(world: World, part, fields, named):
-    """Nothing is stored; the answer to `kubectl apply` names the field."""
+def test_an_unknown_field_is_rejected_by_the_api_server(world: World, part, fields, named):
+    """Nothing is stored; the error of `kubectl apply` names the field."""
     with pytest.raises(CommandError, match=named):
         world.apply(**{part: fields})
     assert world.testbed.kubectl.list("fcft", world.name) == []

@@ -1,4 +1,4 @@
-"""One model trained by two pods, whatever happens to one of them."""
+"""One model trained by two pods, each of which is killed once."""
 
 import pytest
 from e2e.world import World
@@ -22,12 +22,12 @@ def of_node(finetune: FineTune, index: int) -> Object:
 
 
 def train_of(status: FineTuneStatus):
-    """Return the record of train."""
+    """Return the status of train."""
     return next(stage for stage in status.stages if stage.name == "train")
 
 
 def test_two_pods_train_one_model_although_each_is_killed_once(world: World):
-    """Pod 0 has the store at which the pods meet; pod 1 does not. The one that is left ends, and both start again."""
+    """Pod 0 has the rendezvous store, pod 1 has not. The remaining pod exits, and both are restarted."""
     world.put_rows()
     finetune = world.apply(compute=TWO_NODES, training={"maxSteps": LONG_STEPS, "checkpoint": {"everySteps": 5}})
     finetune.follow(lambda _: bool(world.checkpoints()), RUN_SECONDS)

@@ -1,4 +1,4 @@
-"""What production clusters do to runs: sidecars, cleaners, drained nodes, quotas without defaults, a new operator."""
+"""Runs in production clusters: sidecars, cleaners, drained nodes, quotas without defaults, a new operator."""
 
 import json
 import time
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.timeout(1500, func_only=True), pytest.mark.xdist_group
 
 
 def sidecar(image: str, name: str, *, native: bool) -> Object:
-    """Return a container that runs until it gets SIGTERM, as a proxy or a log agent does."""
+    """Return a container that runs until SIGTERM, like a proxy or a log agent."""
     return {
         "name": name,
         "image": image,
@@ -44,7 +44,7 @@ def sidecar(image: str, name: str, *, native: bool) -> Object:
 
 
 def cel(value: object) -> str:
-    """Return a JSON value as a CEL expression without types of its own."""
+    """Return a JSON value as an untyped CEL expression."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)}: dyn({cel(item)})" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -66,7 +66,7 @@ def mutating_policy(
     Args:
         world: names the namespace.
         resource: the plural of the kind.
-        example: an object of the kind; the API server is asked for it, without creating it, until the policy works.
+        example: an object of the kind; it is sent as a dry run until the policy is enforced.
         operations: JSON patch operations in CEL.
         changed: whether an object was changed by them.
     """
@@ -101,7 +101,7 @@ def mutating_policy(
 
 
 def a_pod(image: str) -> Object:
-    """Return a pod that Pod Security admits."""
+    """Return a pod that meets the enforced Pod Security Standard."""
     spec = {"containers": [sidecar(image, "stage", native=False)], "initContainers": [], "restartPolicy": "Never"}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "example-"}, "spec": spec}
 
@@ -126,7 +126,7 @@ def sidecars(world: World) -> Iterator[None]:
 
 @contextmanager
 def cleaner(world: World, seconds: int) -> Iterator[None]:
-    """Have every Job of the namespace deleted so many seconds after its end."""
+    """Set a TTL of this many seconds on every Job of the namespace."""
     example = a_job(world.testbed.trainer_image)
     ttl = adds("/spec/ttlSecondsAfterFinished", seconds)
     with mutating_policy(world, "jobs", example, ttl, changed=lambda job: "ttlSecondsAfterFinished" in job["spec"]):
@@ -134,7 +134,7 @@ def cleaner(world: World, seconds: int) -> Iterator[None]:
 
 
 def state_of(status: FineTuneStatus, stage: str) -> StageState | None:
-    """Return how far a stage is."""
+    """Return the state of a stage."""
     return next((each.state for each in status.stages if each.name == stage), None)
 
 
@@ -144,20 +144,20 @@ def keys_of(status: FineTuneStatus, stages: list[str]) -> dict[str, str]:
 
 
 def until_training(finetune: FineTune) -> FineTuneStatus:
-    """Wait until the train stage works."""
+    """Wait until the train stage runs."""
     return finetune.follow(lambda status: state_of(status, "train") == StageState.RUNNING, RUN_SECONDS)
 
 
 def until_gone(finetune: FineTune, kind: str = "jobs") -> None:
-    """Wait until the cluster has none of the object's Jobs, or pods, any more."""
+    """Wait until all of the object's Jobs, or pods, are deleted."""
     deadline = time.monotonic() + PREPARE_SECONDS
     while finetune.kubectl.list(kind, finetune.namespace, f"{LABEL_FINETUNE}={finetune.name}"):
         assert time.monotonic() < deadline, f"the {kind} stay"
         time.sleep(1)
 
 
-def test_sidecars_that_never_end_hold_up_no_run(world: World):
-    """A run succeeds, and a bad row is named, in pods with a native and a classic sidecar."""
+def test_sidecars_that_never_end_do_not_block_a_run(world: World):
+    """A run succeeds, and an invalid row is reported, in pods with a native and a classic sidecar."""
     world.put_rows()
     good = json_lines(rows(20)).splitlines()
     wrong = f"s3://{world.name}/wrong.jsonl"
@@ -181,8 +181,8 @@ def test_sidecars_that_never_end_hold_up_no_run(world: World):
         assert bad.status().failure == failure
 
 
-def test_a_job_cleaner_restarts_nothing(world: World):
-    """Jobs are deleted seconds after their end: what failed stays failed, and what succeeded goes on."""
+def test_a_job_cleaner_restarts_no_stage(world: World):
+    """Jobs are deleted seconds after their end: failed runs stay failed, and others continue."""
     world.put_rows()
     with cleaner(world, seconds=2):
         bad = world.apply(
@@ -200,8 +200,8 @@ def test_a_job_cleaner_restarts_nothing(world: World):
         assert world.testbed.kubectl.list("jobs", world.name) == []
 
 
-def test_a_drained_node_interrupts_training_only_when_its_budget_allows(world: World):
-    """A pod that trains is Ready, so a disruption budget protects it; without one it goes on elsewhere, later."""
+def test_a_drained_node_interrupts_training_only_if_its_disruption_budget_allows(world: World):
+    """A training pod is Ready, so a budget protects it. Without one the run resumes on another node."""
     kubectl = world.testbed.kubectl
     steps = 150
     world.put_rows()
@@ -232,8 +232,8 @@ def test_a_drained_node_interrupts_training_only_when_its_budget_allows(world: W
     assert 0 < status.trained.resumed_from_step < steps
 
 
-def test_a_quota_without_defaults_admits_every_stage_or_says_what_to_set(world: World):
-    """Requests have defaults, so that a quota of requests admits the pods; a quota of limits names the field to set."""
+def test_a_quota_without_defaults_admits_every_stage_or_is_reported_with_a_field(world: World):
+    """Requests have defaults, so a quota of requests admits the pods. For a quota of limits the field is named."""
     kubectl = world.testbed.kubectl
     metadata = {"name": "team", "namespace": world.name}
     hard = {"requests.cpu": "2", "requests.memory": "16Gi", "limits.cpu": "4"}
@@ -264,8 +264,8 @@ def new_operator_image(testbed: Testbed, cluster: str, folder: Path) -> str:
     return running(cluster).build_image("tunemill-operator-next", folder, folder / "Dockerfile")
 
 
-def test_a_new_operator_restarts_nothing(world: World, request: pytest.FixtureRequest, tmp_path: Path):
-    """Twenty objects in all phases: the operator's image is replaced by one with other recipes, and no Job changes."""
+def test_a_new_operator_restarts_no_stage(world: World, request: pytest.FixtureRequest, tmp_path: Path):
+    """Twenty objects in all phases: with an operator image with new recipes, no Job changes."""
     testbed, kubectl = world.testbed, world.testbed.kubectl
     if request.config.getoption("--context"):
         pytest.skip("builds an image, which a cluster of yours would have to pull")
@@ -311,7 +311,7 @@ def test_a_new_operator_restarts_nothing(world: World, request: pytest.FixtureRe
     repository, _, tag = image.rpartition(":")
     try:
         testbed.install(image={"repository": repository, "tag": tag})
-        # The new operator has looked at everything when it has served an object that is new to it.
+        # The new operator has reconciled all objects when it has served a new one.
         world.apply("after", suspend=True).follow(lambda status: status.phase == Phase.SUSPENDED, PREPARE_SECONDS)
         time.sleep(20)
         assert jobs_and_pods() == before

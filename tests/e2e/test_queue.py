@@ -1,4 +1,4 @@
-"""Kueue, installed by its own chart, and real trainings on a node that has room for one of them."""
+"""Kueue, installed by its own chart, and real trainings on a node with capacity for one of them."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.timeout(1500, func_only=True), pytest.mark.xdist_group
 
 @pytest.fixture(scope="module")
 def kueue(testbed: Testbed, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Kueue with a queue in which there is room for one pod of train; it is uninstalled afterwards."""
+    """Kueue with a queue with capacity for one train pod; it is uninstalled afterwards."""
     if request.config.getoption("--context"):
         pytest.skip("installs a Kueue, which a cluster of yours may have already")
     image = _image(request.config.getoption("--cluster"), tmp_path_factory.mktemp("kueue"))
@@ -62,7 +62,7 @@ def kueue(testbed: Testbed, request: pytest.FixtureRequest, tmp_path_factory: py
 
 
 def _has_queues(testbed: Testbed) -> bool:
-    """Create the queue and the priorities; return whether it worked. Kueue is ready before its webhooks answer."""
+    """Create the queue and the priorities; return whether it worked. Kueue is ready before its webhooks respond."""
     try:
         testbed.kubectl.apply(
             queues.resource_flavor("cpus"),
@@ -78,7 +78,7 @@ def _has_queues(testbed: Testbed) -> bool:
 
 
 def _image(cluster: str, context: Path) -> str:
-    """Build the image of Kueue: the program where its chart looks for it."""
+    """Build the image of Kueue, with the program at the path that its chart expects."""
     shutil.copy2(binaries.ensure([binaries.KUEUE])[binaries.KUEUE.name] / "kueue", context / "manager")
     (context / "Dockerfile").write_text(
         'FROM scratch\nCOPY manager /manager\nUSER 65532:65532\nENTRYPOINT ["/manager"]\n'
@@ -87,8 +87,8 @@ def _image(cluster: str, context: Path) -> str:
 
 
 @pytest.mark.usefixtures("kueue")
-def test_a_training_makes_room_for_a_more_important_one_and_goes_on_from_its_checkpoint(world: World):
-    """It is queued, admitted, preempted, queued and admitted again; no step is lost or done twice."""
+def test_a_preempted_training_resumes_from_its_checkpoint(world: World):
+    """It is queued, admitted, preempted, queued and admitted again; no step is lost or repeated."""
     world.testbed.kubectl.apply(queues.local_queue("team", world.name, of="cpus"))
     world.put_rows()
     patient = world.apply(

@@ -1,4 +1,4 @@
-"""Runs that reach their end, whatever happens to their pods and to the operator on the way."""
+"""Complete runs with killed pods and a killed operator."""
 
 import pytest
 from e2e.world import STEPS, World
@@ -13,22 +13,22 @@ pytestmark = pytest.mark.timeout(1500, func_only=True)
 
 
 def state_of(status: FineTuneStatus, stage: str) -> StageState | None:
-    """Return how far a stage is."""
+    """Return the state of a stage."""
     return next((each.state for each in status.stages if each.name == stage), None)
 
 
 def uids(pods: list[dict]) -> set[str]:
-    """Return what tells pods of the same name apart."""
+    """Return the uids of pods, which may have the same name."""
     return {pod["metadata"]["uid"] for pod in pods}
 
 
 def until_training(finetune: FineTune) -> FineTuneStatus:
-    """Wait until the train container works."""
+    """Wait until the train container runs."""
     return finetune.follow(lambda status: state_of(status, "train") == StageState.RUNNING, RUN_SECONDS)
 
 
-def test_a_held_model_is_published_after_an_edit_and_never_trained_again(world: World):
-    """The life of an object: held by a gate, published after the gate is removed, deleted, and applied again."""
+def test_a_held_model_is_published_after_an_edit_without_retraining(world: World):
+    """The lifecycle of an object: held by a gate, published after the gate is removed, deleted, and applied again."""
     world.put_rows()
     finetune = world.apply(evaluation={"gates": [{"metric": "exact_match", "min": "1"}]})
     held = finetune.reach(Phase.HELD, RUN_SECONDS)
@@ -60,8 +60,8 @@ def test_a_held_model_is_published_after_an_edit_and_never_trained_again(world: 
     assert (ran["train"], ran["evaluate"]) == (0, 0)
 
 
-def test_a_pod_that_is_killed_in_training_goes_on_from_its_checkpoint(world: World):
-    """The next pod starts at the checkpoint in the workspace, and no step is lost or done twice."""
+def test_a_killed_training_pod_resumes_from_its_checkpoint(world: World):
+    """From the workspace, and no step is lost or repeated."""
     steps = 120
     world.put_rows()
     finetune = world.apply(training={"maxSteps": steps, "checkpoint": {"everySteps": 5}})
@@ -76,8 +76,8 @@ def test_a_pod_that_is_killed_in_training_goes_on_from_its_checkpoint(world: Wor
     assert uids(finetune.pods("train")) != uids([killed])
 
 
-def test_an_operator_that_is_killed_loses_nothing(world: World):
-    """The run goes on without it, and the next operator finds its result: no stage is started again."""
+def test_a_killed_operator_reruns_no_stage(world: World):
+    """The run continues without it, and the next operator finds its result."""
     world.put_rows()
     finetune = world.apply()
     until_training(finetune)

@@ -1,4 +1,4 @@
-"""A real run as one trace: what its operator and its pods send to a collector in the cluster."""
+"""A real run as one trace, sent by its operator and its pods to a collector in the cluster."""
 
 import inspect
 import itertools
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.timeout(1200, func_only=True), pytest.mark.xdist_group
 
 @dataclass(frozen=True)
 class CollectorPod:
-    """A pod that logs every span that it is sent."""
+    """A pod that logs every received span."""
 
     world: World
 
@@ -36,7 +36,7 @@ class CollectorPod:
         return f"http://{address}:4318"
 
     def spans(self) -> list[collector.Span]:
-        """Return what has arrived."""
+        """Return the received spans."""
         log = self.world.testbed.kubectl("logs", NAME, "--namespace", self.world.name)
         return [collector.Span(**json.loads(line)) for line in log.splitlines()]
 
@@ -63,7 +63,7 @@ def _in(namespace: str, body: Object) -> Object:
 
 @pytest.fixture
 def pod(world: World) -> Iterator[CollectorPod]:
-    """The collector, with an operator that exports to it; afterwards the operator exports nothing."""
+    """The collector, with an operator that exports to it; afterwards the export is disabled."""
     pod = CollectorPod(world)
     world.testbed.install(tracing={"endpoint": pod.start()})
     try:
@@ -72,8 +72,8 @@ def pod(world: World) -> Iterator[CollectorPod]:
         world.testbed.install()
 
 
-def test_operator_and_stages_continue_one_trace(world: World, pod: CollectorPod):
-    """Each stage is a span below the run's, with its longer parts below it, and they follow one another."""
+def test_operator_and_stages_share_one_trace(world: World, pod: CollectorPod):
+    """Each stage is a child span of the run with its own children, and they follow one another."""
     world.put_rows()
     finetune = world.apply()
     status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)

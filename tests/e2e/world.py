@@ -1,4 +1,4 @@
-"""What the end-to-end tests say: a run of their own in a namespace of its own, small enough for two cores."""
+"""A run for an end-to-end test in a separate namespace, small enough for two cores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ ROWS, STEPS = 40, 4
 
 @dataclass(frozen=True)
 class World:
-    """One test's namespace, bucket and repository, which all have the same name."""
+    """A test's namespace, bucket and repository, which all have the same name."""
 
     testbed: Testbed
     base: str
@@ -22,16 +22,16 @@ class World:
 
     @property
     def repository(self) -> str:
-        """Where the run publishes to, unless the test says otherwise."""
+        """The repository that the run publishes to by default."""
         return f"{self.testbed.hub.owner}/{self.name}"
 
     @property
     def data(self) -> str:
-        """Where the rows lie."""
+        """The URI of the rows."""
         return f"s3://{self.name}/calls.jsonl"
 
     def workspace(self) -> Object:
-        """Return the workspace of a run whose rows lie elsewhere."""
+        """Return the workspace of a run whose rows are in another place."""
         server = {"endpoint": self.testbed.store.inside, "credentialsSecretRef": {"name": S3_SECRET}}
         return {"uri": f"s3://{self.name}/tunemill/", **server}
 
@@ -63,16 +63,16 @@ class World:
         return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
 
     def put_rows(self) -> None:
-        """Upload good rows."""
+        """Upload valid rows."""
         self.testbed.store.put_rows(self.data, rows(ROWS))
 
     def checkpoints(self) -> set[str]:
-        """Return the manifests of the whole checkpoints in the workspace."""
+        """Return the manifests of the complete checkpoints in the workspace."""
         keys = self.testbed.store.keys(self.name)
         return {key for key in keys if "/checkpoints/" in key and key.endswith("manifest.json")}
 
     def texts(self, repository: str) -> dict[str, bytes]:
-        """Return all that a run leaves for others to read: objects, logs, the workspace, what was pushed to the Hub."""
+        """Return everything readable that a run leaves: objects, logs, the workspace, the content pushed to the Hub."""
         kubectl, store = self.testbed.kubectl, self.testbed.store
         kinds = f"{PLURAL},jobs,pods,events,configmaps,serviceaccounts"
         found = {"objects": kubectl("get", kinds, "--namespace", self.name, "--output", "json")}
@@ -86,7 +86,7 @@ class World:
         return files | {f"hub {path.name}": path.read_bytes() for path in pushed.rglob("*") if path.is_file()}
 
     def secrets(self) -> list[str]:
-        """Return the values of the Secrets that its runs use."""
+        """Return the values of the Secrets used by its runs."""
         return [self.testbed.store.access_key, self.testbed.store.secret_key, self.testbed.hub.write_token]
 
     def apply(self, name: str = "support-tools", **parts: Any) -> FineTune:

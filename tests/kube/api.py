@@ -1,4 +1,4 @@
-"""The API server for tests: JSON in, JSON out, as the user of a kubeconfig."""
+"""A client of the API server for tests: JSON in, JSON out, with a kubeconfig."""
 
 import base64
 import json
@@ -60,10 +60,10 @@ class Api:
         return decoded
 
     def send(self, method: str, path: str, text: str | None, content_type: str = "application/json") -> bytes:
-        """Make a request with a body that need not be JSON; return the answer.
+        """Make a request with a body that need not be JSON; return the response.
 
         Raises:
-            ApiError: when the answer is not a success.
+            ApiError: when the response is not a success.
         """
         headers = {"Content-Type": content_type, "Accept": "application/json"}
         if self.token:
@@ -79,7 +79,7 @@ class Api:
         return self.request("GET", path)
 
     def find(self, path: str) -> Json | None:
-        """Return an object, None when it does not exist (yet: 429 is the answer while a CRD is taken in)."""
+        """Return an object, or None if it does not exist (also for 429, the response while a CRD is established)."""
         try:
             return self.get(path)
         except ApiError as error:

@@ -7,7 +7,7 @@ __all__ = ["namespace", "operator", "plane"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let `make test-long` ask for more than CI does."""
+    """Add options for `make test-long`."""
     parser.addoption("--mutations", type=int, default=100, help="how many mutated documents the running operator gets")
     parser.addoption("--first-seed", type=int, default=0, help="the seed of the first of them")
     parser.addoption(

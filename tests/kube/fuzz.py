@@ -1,4 +1,4 @@
-"""Sends mutated objects to a real API server: what it takes in, the operator gets."""
+"""Sends mutated objects to a real API server; the operator gets those that it accepts."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ _HEADS = {
 
 @dataclass
 class Sender:
-    """A tenant who sends what seeds say: those that have the same remainder of SENDERS as its number."""
+    """A tenant that sends the documents of its seeds: those with the same remainder of SENDERS as its number."""
 
     namespace: Namespace
     number: int
@@ -50,13 +50,13 @@ class Sender:
     """The uid of each object that was created, by path."""
 
     def send(self, seeds: range) -> None:
-        """Send the documents of those of these seeds that are its own."""
+        """Send the documents of its own seeds."""
         for seed in seeds:
             if seed % SENDERS == self.number and not self.stopped:
                 self._send(seed)
 
     def forget(self) -> None:
-        """Take all that it has created for removed."""
+        """Treat all created objects as removed."""
         self._uids.clear()
 
     def _send(self, seed: int) -> None:
@@ -82,7 +82,7 @@ class Sender:
         self._put(random, self.namespace.path(PLURAL), "object", changed, body, number)
 
     def _child(self, random: Random, kind: str, body: Json | None, number: int) -> None:
-        """Send a Job or a pod that claims to be of an object that is there."""
+        """Send a Job or a pod that claims to belong to an existing object."""
         if body is None:
             return
         body = deepcopy(body)
@@ -107,7 +107,7 @@ class Sender:
         self._put(random, PROFILES, "profile", changed, PROFILE, number)
 
     def _annotations(self, random: Random, number: int) -> None:
-        """Change the annotations of the things that are there, and put a report where a pod leaves its own."""
+        """Change annotations of existing objects, and put a report where a pod leaves its own."""
         owned = {"annotations": worlds()[2].live_pods()[0]["metadata"]["annotations"]}
         text = json_of({"metadata": mutated(random, owned, 2)})
         for kind in (PLURAL, "jobs", "pods"):
@@ -159,12 +159,12 @@ class Sender:
         _delete(self.namespace.plane.api, path)
 
     def _mutation(self, kind: str, path: str, text: str) -> None:
-        """Change what is there."""
+        """Change an existing object."""
         taken = self._request("PATCH", path, text, MERGE_PATCH) is not None
         (self.taken if taken else self.refused)[kind] += 1
 
     def _request(self, method: str, path: str, text: str, content_type: str) -> bytes | None:
-        """Return the answer; None if the API server refuses the request, or takes too long over it."""
+        """Return the response; None if the API server rejects the request or is too slow."""
         try:
             return self.namespace.plane.api.send(method, path, text, content_type)
         except (ApiError, urllib3.exceptions.HTTPError):
@@ -172,7 +172,7 @@ class Sender:
 
 
 def remove_all(namespace: Namespace) -> None:
-    """Remove everything that was sent to a namespace, and what the operator made of it."""
+    """Remove everything that was sent to a namespace, and the objects that the operator created."""
     api = namespace.plane.api
     for number in range(_NAMES):
         _delete(api, f"{PROFILES}/{_name(number)}")
@@ -196,7 +196,7 @@ def _kept(metadata: Any) -> Json:
 
 
 def _suspended(body: Json) -> Json:
-    """Return an object that makes no Jobs, each of which costs the API server more than ten documents."""
+    """Return an object without Jobs, each of which costs the API server more than ten documents."""
     return {**body, "spec": {**body["spec"], "suspend": True}}
 
 

@@ -1,4 +1,4 @@
-"""A kubelet without containers: it binds the pods of stages to a node and gives them the status that a test wants."""
+"""A fake kubelet without containers: it binds pods of stages to a node and sets the status that a test defines."""
 
 import threading
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Ends:
-    """The container runs and ends."""
+    """The container runs and terminates."""
 
     code: int = 0
     message: str = ""
@@ -42,20 +42,20 @@ class Waits:
 
 @dataclass(frozen=True)
 class Runs:
-    """The container runs until the test says otherwise, or until its pod is deleted."""
+    """The container runs until the test changes it, or until its pod is deleted."""
 
 
 Behaviour = Ends | Waits | Runs
 
 
 def fails(stage: Stage, reason: Reason, message: str = "it went wrong") -> Ends:
-    """Return the end of a stage that fails for a reason."""
+    """Return the termination of a stage with this failure reason."""
     return Ends(int(FAILURES[reason].exit_code), a_failure_report(stage, reason, message))
 
 
 @dataclass
 class Kubelet:
-    """Works in a thread of its own until stopped."""
+    """Runs in a separate thread until stopped."""
 
     api: Api
     behaviours: dict[tuple[str, str], Behaviour] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Kubelet:
     _live: dict[str, str] = field(default_factory=dict)
     """The uids of the pods that had not ended when it last looked, by their paths."""
     _reports: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """What the stages of a container left that have ended while it goes on, by the pod's uid and its name."""
+    """Results of the finished stages of running containers, by the pod's uid and its name."""
     _groups: dict[str, set[str]] = field(default_factory=dict)
     """The pods that found each other, by the uid of each: those of a Job with several nodes."""
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -83,7 +83,7 @@ class Kubelet:
     """The pods that have lost another one of their group."""
 
     def behave(self, name: str, stage: Stage, behaviour: Behaviour) -> None:
-        """Decide how the stage's container of an object behaves from now on."""
+        """Set how the stage's container of an object behaves from now on."""
         self.behaviours[name, stage.value] = behaviour
 
     def starts_of(self, name: str, stage: Stage) -> int:
@@ -91,13 +91,13 @@ class Kubelet:
         return sum(item[:2] == (name, stage.value) for item in self.started)
 
     def start(self) -> None:
-        """Register the node and begin."""
+        """Register the node and start."""
         self.api.post("/api/v1/nodes", {"metadata": {"name": NODE}})
         self._thread = threading.Thread(target=self._work, name="kubelet", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop working."""
+        """Stop the thread."""
         self._stop.set()
         if self._thread:
             self._thread.join(timeout=10)
@@ -116,7 +116,7 @@ class Kubelet:
                 continue
 
     def _remove_ended(self, pods: list[Json]) -> None:
-        """Remove the pods that ended while they were being deleted, as a node does."""
+        """Remove pods that terminated after their deletion, as a node does."""
         live = {_path(pod): pod["metadata"]["uid"] for pod in pods}
         for path, uid in [*self._live.items()]:
             if live.get(path) != uid:
@@ -127,7 +127,7 @@ class Kubelet:
         self._live |= live
 
     def _join(self, pods: list[Json]) -> None:
-        """Let the pods of each Job with several nodes find each other, once all of them run."""
+        """Let the pods of each Job with several nodes connect, once all of them run."""
         running: dict[str, set[str]] = {}
         live = {pod["metadata"]["uid"] for pod in pods if pod.get("status", {}).get("phase") == "Running"}
         for pod in pods:
@@ -151,7 +151,7 @@ class Kubelet:
             self._write(pod, status)
 
     def _status(self, name: str, pod: Json) -> Json | None:
-        """Return the pod's next status; None when nothing changes."""
+        """Return the pod's next status; None if it does not change."""
         spec, known = pod["spec"], _known(pod)
         containers = [*spec.get("initContainers", []), *spec["containers"]]
         for item in containers:
@@ -173,7 +173,7 @@ class Kubelet:
                 self._note_start(name, stage, pod)
                 return _pod_status(pod, {**known, container: {"running": {"startedAt": _now()}}}, "Running")
             if isinstance(behaviour, Runs) or (behaviour.code == 0 and stage != stages[-1]):
-                if isinstance(behaviour, Ends):  # the container goes on with its next stage: no status tells of it
+                if isinstance(behaviour, Ends):  # the container continues with its next stage, which no status shows
                     reports.append(behaviour.message or a_report(Stage(stage), finished_at=datetime.now(UTC)))
                     self._note_start(name, stages[len(reports)], pod)
                 return None
@@ -203,7 +203,7 @@ class Kubelet:
             self.started.append(start)
 
     def _end_deleted(self, pod: Json, phase: str | None) -> None:
-        """End a pod that is being deleted: SIGTERM, a checkpoint, exit 75."""
+        """Terminate a pod that is being deleted: SIGTERM, a checkpoint, exit code 75."""
         metadata = pod["metadata"]
         if phase == "Running":
             known = _known(pod)

@@ -1,4 +1,4 @@
-"""Operators as processes of their own: started, watched, stopped, killed."""
+"""Operators as separate processes: started, observed, stopped, killed."""
 
 import os
 import re
@@ -25,29 +25,29 @@ class Operator:
     log: Path
     process: subprocess.Popen[bytes]
 
-    def said(self, words: str) -> bool:
+    def logged(self, words: str) -> bool:
         """Tell whether the log holds these words."""
         return words in self.log.read_text()
 
     def wait_until_it_says(self, words: str, seconds: float = 180.0) -> None:
-        """Wait for words in the log."""
+        """Wait for a text in the log."""
         try:
-            eventually(lambda: self.said(words), f"the operator says {words!r}", seconds)
+            eventually(lambda: self.logged(words), f"the operator logs {words!r}", seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}; it said:\n{self.log.read_text()}") from None
 
     def kill(self) -> None:
-        """End it as a node that loses power does."""
+        """Kill it without a clean stop, as after a power loss."""
         self.process.kill()
         self.process.wait()
 
     def stop(self, seconds: float = 15.0) -> int:
-        """End it as a Deployment does; return its exit status."""
+        """Stop it as a Deployment does; return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
     def probe(self, path: str) -> tuple[int, str]:
-        """Return the HTTP status and the text of a page of its HTTP server."""
+        """Return the HTTP status and the body of a page of its HTTP server."""
         port = re.search(r"metrics and health on port (\d+)", self.log.read_text())
         assert port, "the operator has not said its port"
         try:
@@ -58,7 +58,7 @@ class Operator:
 
 
 def start(kubeconfig: Path, log: Path, *arguments: str, environment: dict[str, str] | None = None) -> Operator:
-    """Start an operator; it leads at once unless the arguments say otherwise."""
+    """Start an operator; without other arguments it leads at once."""
     command = [
         sys.executable,
         "-m",

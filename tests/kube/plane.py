@@ -1,4 +1,4 @@
-"""A real API server with our CRD, the fake kubelet, and a namespace as its user sees it."""
+"""A real API server with our CRDs, the fake kubelet, and a namespace from the view of its user."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Plane:
-    """The API server."""
+    """The control plane."""
 
     kubeconfig: Path
     kubectl: Path
@@ -41,7 +41,7 @@ class Plane:
         eventually(lambda: self.api.find(f"/apis/{API_VERSION}/{plural}"), f"the CRD of {plural} is served")
 
     def profile(self, name: str, **spec: Any) -> Json:
-        """Create a FineTuneProfile, or give the one of this name another spec."""
+        """Create a FineTuneProfile, or replace the spec of an existing one."""
         body = {"apiVersion": API_VERSION, "kind": PROFILE_KIND, "metadata": {"name": name}, "spec": spec}
         query = "?fieldManager=platform&force=true&fieldValidation=Strict"
         return self.api.request("PATCH", f"{PROFILES}/{name}{query}", body, APPLY_PATCH)
@@ -54,7 +54,7 @@ class Plane:
             return False
 
     def process(self, program: str) -> tuple[int, list[str]]:
-        """Return the process id and the arguments of one of the plane's programs."""
+        """Return the process id and the arguments of one of the control plane's programs."""
         for process in Path("/proc").iterdir():
             if process.name.isdigit():
                 try:
@@ -67,7 +67,7 @@ class Plane:
         raise AssertionError(f"{program} was not found")
 
     def namespace(self, name: str, labels: dict[str, str] | None = None) -> "Namespace":
-        """Make a namespace."""
+        """Create a namespace."""
         self.api.post("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels or {}}})
         account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
         eventually(lambda: self.api.find(account), f"namespace {name} has its service account")
@@ -76,7 +76,7 @@ class Plane:
 
 @contextmanager
 def a_plane(folder: Path) -> Iterator[Plane]:
-    """Run a control plane with the CRDs and the fake kubelet, whose files lie in an empty folder."""
+    """Run a control plane with the CRDs and the fake kubelet, with its files in an empty folder."""
     with control_plane(folder) as running:
         plane = Plane(running.kubeconfig, running.kubectl)
         plane.install_crd(PROFILE_PLURAL)
@@ -145,7 +145,7 @@ class Namespace:
         return found[0] if found else {}
 
     def wait_for(self, name: str, phase: str, seconds: float = 180.0) -> Json:
-        """Wait until it is in this phase for the generation that it has; return the status."""
+        """Wait for this phase at the current generation; return the status."""
 
         def reached() -> Json | None:
             body = self.get(name)
@@ -164,7 +164,7 @@ class Namespace:
         return self._labelled("jobs", name)
 
     def live_jobs(self, name: str) -> list[Json]:
-        """Return its Jobs that may still start a pod: they have not ended and are not being deleted."""
+        """Return its Jobs that may still start a pod: neither finished nor being deleted."""
         ends = {"Complete", "Failed"}
 
         def stopped(job: Json) -> bool:
@@ -178,7 +178,7 @@ class Namespace:
         return self._labelled("pods", name)
 
     def events(self, name: str) -> list[str]:
-        """Return the reasons of the events about it."""
+        """Return the reasons of its events."""
         events = self.plane.api.get(f"{self.path('events')}?fieldSelector=involvedObject.name={name}")
         return [event["reason"] for event in events["items"]]
 
@@ -187,7 +187,7 @@ class Namespace:
         return self.plane.api.post(self.path(kind), {"metadata": {"name": name}, **body})
 
     def refusal_of(self, name: str, **parts: Any) -> str:
-        """Return what the API server says against a FunctionCallFineTune."""
+        """Return the API server's error for a FunctionCallFineTune."""
         try:
             self.apply(name, **parts)
         except ApiError as error:

@@ -1,4 +1,4 @@
-"""What a platform team makes for Kueue: a queue with its quota, the way into it from a namespace, and priorities."""
+"""Kueue objects of a platform team: a queue with its quota, a LocalQueue of a namespace, and priorities."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ Json = dict[str, Any]
 
 
 def resource_flavor(name: str) -> Json:
-    """Return a flavor: any node will do."""
+    """Return a flavor for any node."""
     return {**_kind("ResourceFlavor", name), "spec": {}}
 
 
 def cluster_queue(name: str, quotas: Mapping[str, int | str], **spec: Any) -> Json:
-    """Return a queue for all namespaces, with the flavor of its name; a more important Job preempts others in it."""
+    """Return a queue for all namespaces with the flavor of its name; Jobs of higher priority preempt others."""
     preempts = {"withinClusterQueue": "LowerPriority"}
     whole = {"namespaceSelector": {}, "preemption": preempts, "resourceGroups": resource_groups(name, quotas)}
     return {**_kind("ClusterQueue", name), "spec": whole | spec}
@@ -27,7 +27,7 @@ def resource_groups(flavor: str, quotas: Mapping[str, int | str]) -> list[Json]:
 
 
 def local_queue(name: str, namespace: str, of: str) -> Json:
-    """Return the way into the ClusterQueue `of`."""
+    """Return a LocalQueue of the ClusterQueue `of`."""
     return {**_kind("LocalQueue", name, namespace=namespace), "spec": {"clusterQueue": of}}
 
 

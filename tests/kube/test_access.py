@@ -1,4 +1,4 @@
-"""The operator with exactly the rights that the chart gives it."""
+"""The operator with exactly the permissions of the chart."""
 
 import base64
 import ssl
@@ -36,24 +36,24 @@ ROOTS = {
 
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 FOR_ADMISSION = ("tunemill.dev", "functioncallfinetunes/finalizers", "update")
-"""Asked for by OwnerReferencesPermissionEnforcement when a Job is created; no request carries it."""
+"""Required by OwnerReferencesPermissionEnforcement when a Job is created; no request uses it."""
 
 
 @dataclass
-class Witness(Proxy):
-    """Passes everything on, and notes which right each request needs."""
+class RecordingProxy(Proxy):
+    """Forwards all requests, and records the permission that each needs."""
 
     used: set[tuple[str, str, str]] = field(default_factory=set)
     """API group, resource and verb, as rules name them."""
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        if needed := right_for(request.method, request.path, watches="watch" in request.query):
+        if needed := permission_for(request.method, request.path, watches="watch" in request.query):
             self.used.add(needed)
         return await super()._handle(request)
 
 
-def right_for(method: str, path: str, *, watches: bool) -> tuple[str, str, str] | None:
-    """Return the API group, resource and verb of a request; None for discovery, which everybody may do."""
+def permission_for(method: str, path: str, *, watches: bool) -> tuple[str, str, str] | None:
+    """Return the API group, resource and verb of a request; None for discovery, which everyone may use."""
     parts = path.strip("/").split("/")
     group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1] if len(parts) > 1 else "", parts[3:])
     if rest[:1] == ["namespaces"]:
@@ -85,7 +85,7 @@ def kubeconfig_of(plane: Plane, account: str, folder: Path) -> Path:
 
 
 def arguments_for(pod: str, lease: str, secret: str) -> list[str]:
-    """Return flags like those of the chart, for an operator that is said to be this pod."""
+    """Return flags like those of the chart, for an operator that runs as this pod."""
     (port,) = free_ports(1)
     return [
         f"--lease-name={lease}",
@@ -100,8 +100,10 @@ def arguments_for(pod: str, lease: str, secret: str) -> list[str]:
 
 
 @pytest.mark.parametrize("confined", [False, True], ids=["everywhere", "confined"])
-def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, tmp_path: Path, confined: bool) -> None:
-    """Leader election, progress and a whole run, without one refusal in the log; Secrets cannot be read."""
+def test_the_permissions_of_the_chart_are_sufficient(
+    plane: Plane, namespace: Namespace, tmp_path: Path, confined: bool
+) -> None:
+    """Leader election, progress and a whole run without a forbidden request in the log; Secrets cannot be read."""
     if plane.api.find(f"/api/v1/namespaces/{NAMESPACE}") is None:
         plane.namespace(NAMESPACE)
     release = "confined" if confined else "everywhere"
@@ -128,8 +130,8 @@ def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, 
         assert plane.api.get(path)["metadata"]["labels"][LABEL_LEADER] == "true"
         assert operator.stop() == 0
         assert LABEL_LEADER not in plane.api.get(path)["metadata"].get("labels", {})
-        assert not operator.said("forbidden"), operator.log.read_text()
-        assert not operator.said("warning"), operator.log.read_text()
+        assert not operator.logged("forbidden"), operator.log.read_text()
+        assert not operator.logged("warning"), operator.log.read_text()
     for where in (namespace.name, NAMESPACE):
         review = {
             "spec": {
@@ -141,9 +143,9 @@ def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, 
         assert not answer["status"]["allowed"]
 
 
-def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
-    """The rights that the requests of all kinds of work need are those of the chart: none can be taken away."""
-    rendered = render("witnessed")
+def test_every_permission_of_the_chart_is_used(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """The requests of all kinds of work need all permissions of the chart: none can be removed."""
+    rendered = render("recorded")
     granted = {
         (group, resource, verb)
         for _, _, rule in rendered.rules_of_operator()
@@ -151,16 +153,16 @@ def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tm
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    witness = Witness(plane.kubeconfig, tmp_path / "kubeconfig")
-    witness.start()
-    home = plane.namespace("witnessed")
+    proxy = RecordingProxy(plane.kubeconfig, tmp_path / "kubeconfig")
+    proxy.start()
+    home = plane.namespace("recorded")
     pod = home.make("pods", "op", spec={"containers": [{"name": "op", "image": "op"}]})
     home.make("secrets", "progress")
-    arguments = arguments_for(pod["metadata"]["name"], "witnessed", "progress")
-    arguments += ["--lease-namespace=witnessed", "--pod-namespace=witnessed", f"--namespaces={namespace.name}"]
+    arguments = arguments_for(pod["metadata"]["name"], "recorded", "progress")
+    arguments += ["--lease-namespace=recorded", "--pod-namespace=recorded", f"--namespaces={namespace.name}"]
     try:
-        with an_operator(witness.kubeconfig, tmp_path / "operator.log", *arguments) as operator:
-            plane.profile("of-nobody", namespaces=[])
+        with an_operator(proxy.kubeconfig, tmp_path / "operator.log", *arguments) as operator:
+            plane.profile("without-namespaces", namespaces=[])
             plane.kubelet.behave("paused", Stage.TRAIN, Runs())
             namespace.apply("paused", compute={"nodes": 2})
             namespace.wait_for("paused", "Training")
@@ -169,24 +171,24 @@ def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tm
             plane.kubelet.behave("silent", Stage.PREPARE, Waits())
             namespace.apply("silent")
             namespace.apply("queued", queue={"name": "team-a"})
-            the_job_of_somebody_else(namespace, "taken")
+            a_foreign_job(namespace, "taken")
             namespace.apply("taken")
             namespace.wait_for("taken", "Failed")
             held = plane.api.get(home.path("secrets", "progress"))["data"]
             report_with_a_bad_token(arguments, base64.b64decode(held["ca.crt"]).decode())
             rest = granted - {FOR_ADMISSION}
-            eventually(lambda: rest <= witness.used, "every right is used")
+            eventually(lambda: rest <= proxy.used, "every permission is used")
             assert operator.stop() == 0
     except AssertionError as error:
-        raise AssertionError(f"{error}; never used: {sorted(granted - {FOR_ADMISSION} - witness.used)}") from None
+        raise AssertionError(f"{error}; never used: {sorted(granted - {FOR_ADMISSION} - proxy.used)}") from None
     finally:
-        witness.stop()
-        plane.api.delete(f"{PROFILES}/of-nobody")
-    assert witness.used == granted - {FOR_ADMISSION}
+        proxy.stop()
+        plane.api.delete(f"{PROFILES}/without-namespaces")
+    assert proxy.used == granted - {FOR_ADMISSION}
 
 
-def the_job_of_somebody_else(namespace: Namespace, name: str) -> None:
-    """Create a Job with the name that the first Job of an object is going to have."""
+def a_foreign_job(namespace: Namespace, name: str) -> None:
+    """Create a Job with the name of the first Job of an object."""
     key = keys.prepare_inputs(FineTuneSpec.model_validate(a_spec()))
     spec = {"restartPolicy": "Never", "containers": [{"name": "other", "image": "other"}]}
     namespace.make(
@@ -197,7 +199,7 @@ def the_job_of_somebody_else(namespace: Namespace, name: str) -> None:
 
 
 def report_with_a_bad_token(arguments: list[str], authority: str) -> None:
-    """Post a progress report that the API server has to be asked about."""
+    """Post a progress report that needs a token review."""
     flags = dict(argument.split("=", 1) for argument in arguments)
     path = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team-a/trainjobs/x/status"
     request = urllib.request.Request(

@@ -1,4 +1,4 @@
-"""An operator whose CRD is not there yet, or not any more, on a control plane of its own."""
+"""An operator whose CRD is missing or removed, on a separate control plane."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from tunemill_api.constants import GROUP, PLURAL
 from tunemill_dev.cluster import control_plane
 
 
-def test_an_operator_waits_for_its_crd_and_ends_when_it_is_removed(tmp_path: Path) -> None:
-    """One sentence in the log and on /readyz instead of a crash loop, and no traceback at the end."""
+def test_an_operator_waits_for_its_crd_and_exits_when_it_is_removed(tmp_path: Path) -> None:
+    """One sentence in the log and on /readyz instead of a crash loop, and no traceback at exit."""
     with control_plane(tmp_path / "plane") as running:
         plane = Plane(running.kubeconfig, running.kubectl)
         operator = start(plane.kubeconfig, tmp_path / "operator.log", "--no-leader-election")
@@ -21,5 +21,5 @@ def test_an_operator_waits_for_its_crd_and_ends_when_it_is_removed(tmp_path: Pat
         assert operator.probe("/readyz") == (200, "ok")
         plane.api.delete(f"{CRD_PATH}/{PLURAL}.{GROUP}")
         assert operator.process.wait(180) == 1
-        assert operator.said("restarting the process")
-        assert not operator.said("Traceback"), operator.log.read_text()
+        assert operator.logged("restarting the process")
+        assert not operator.logged("Traceback"), operator.log.read_text()

@@ -1,4 +1,4 @@
-"""Failures have a remedy, are retried only when that can help, and the run continues when the cause is fixed."""
+"""Failures have a remedy, are retried only if useful, and the run continues when the cause is fixed."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("operator")
 
 
 def stalled(namespace: Namespace, name: str, reason: Reason) -> dict[str, Any]:
-    """Wait until the object is stalled for this reason; return the failure."""
+    """Wait until the object is Stalled with this reason; return the failure."""
     eventually(
         lambda: namespace.status(name).get("failure", {}).get("reason") == reason,
         f"{name} has failed with {reason}: {namespace.status(name).get('failure')}",
@@ -26,8 +26,8 @@ def stalled(namespace: Namespace, name: str, reason: Reason) -> dict[str, Any]:
     return failure
 
 
-def test_a_failed_stage_is_told_and_not_tried_again(plane: Plane, namespace: Namespace) -> None:
-    """The stage's own words arrive in the status and as one Warning; no pod follows."""
+def test_a_failed_stage_is_reported_and_not_retried(plane: Plane, namespace: Namespace) -> None:
+    """The stage's message is in the status and in one Warning; no pod follows."""
     message = "calls.jsonl line 17: not JSON"
     plane.kubelet.behave("data", Stage.PREPARE, fails(Stage.PREPARE, Reason.DATASET_MALFORMED, message))
     namespace.apply("data")
@@ -44,8 +44,8 @@ def test_a_failed_stage_is_told_and_not_tried_again(plane: Plane, namespace: Nam
 
 
 @pytest.mark.parametrize("how", ["edit", "annotation"])
-def test_a_failed_stage_is_tried_again_when_asked(plane: Plane, namespace: Namespace, how: str) -> None:
-    """By any edit, even one that leaves the key as it is, and by the annotation."""
+def test_a_failed_stage_is_retried_on_request(plane: Plane, namespace: Namespace, how: str) -> None:
+    """By any edit, even one that keeps its key, and by the annotation."""
     name = f"retry-by-{how}"
     plane.kubelet.behave(name, Stage.PUBLISH, fails(Stage.PUBLISH, Reason.HUB_WRITE_DENIED))
     namespace.apply(name)
@@ -61,8 +61,8 @@ def test_a_failed_stage_is_tried_again_when_asked(plane: Plane, namespace: Names
     assert plane.kubelet.starts_of(name, Stage.PUBLISH) == 2
 
 
-def test_a_failure_that_can_heal_is_tried_again_by_itself(plane: Plane, namespace: Namespace) -> None:
-    """The Job controller starts another pod; meanwhile the object is no failure."""
+def test_a_transient_failure_is_retried_automatically(plane: Plane, namespace: Namespace) -> None:
+    """The Job controller starts another pod; meanwhile the object is not Failed."""
     plane.kubelet.behave("flaky", Stage.PREPARE, fails(Stage.PREPARE, Reason.S3_UNREACHABLE, "no route"))
     namespace.apply("flaky")
     reconciling = eventually(
@@ -74,8 +74,8 @@ def test_a_failure_that_can_heal_is_tried_again_by_itself(plane: Plane, namespac
     assert plane.kubelet.starts_of("flaky", Stage.PREPARE) == 2
 
 
-def test_a_stage_that_runs_out_of_memory_says_which_field(plane: Plane, namespace: Namespace) -> None:
-    """The kernel's kill leaves no report; the container's status tells."""
+def test_an_oom_killed_stage_is_reported_with_the_field_to_change(plane: Plane, namespace: Namespace) -> None:
+    """It leaves no report; the reason is in the container status."""
     plane.kubelet.behave("big", Stage.TRAIN, Ends(137, reason="OOMKilled", message="Killed"))
     namespace.apply("big", retry={"limit": 0})
     failure = stalled(namespace, "big", Reason.OUT_OF_MEMORY)
@@ -83,15 +83,15 @@ def test_a_stage_that_runs_out_of_memory_says_which_field(plane: Plane, namespac
     assert "spec.podTemplates" in failure["remedy"]
 
 
-def test_an_end_without_a_report_shows_the_end_of_the_log(plane: Plane, namespace: Namespace) -> None:
-    """FallbackToLogsOnError brings it; the message holds it."""
+def test_an_exit_without_a_report_shows_the_end_of_the_log(plane: Plane, namespace: Namespace) -> None:
+    """The message contains it because of FallbackToLogsOnError."""
     plane.kubelet.behave("mute", Stage.PREPARE, Ends(1, message="Segmentation fault (core dumped)"))
     namespace.apply("mute", retry={"limit": 0})
     assert "Segmentation fault" in stalled(namespace, "mute", Reason.INTERNAL_ERROR)["message"]
 
 
-def test_lost_outputs_send_the_run_back_to_prepare(plane: Plane, namespace: Namespace) -> None:
-    """Somebody emptied the workspace: every stage is asked again, and makes what is missing."""
+def test_missing_outputs_restart_the_run_at_prepare(plane: Plane, namespace: Namespace) -> None:
+    """The workspace was emptied: missing outputs are computed again."""
     lost = fails(Stage.PUBLISH, Reason.STAGE_OUTPUT_MISSING, "train/abc is gone")
     plane.kubelet.behave("lost", Stage.PUBLISH, lost)
     namespace.apply("lost")
@@ -102,8 +102,8 @@ def test_lost_outputs_send_the_run_back_to_prepare(plane: Plane, namespace: Name
     assert plane.kubelet.starts_of("lost", Stage.TRAIN) == 2
 
 
-def test_a_missing_secret_is_told_and_heals(plane: Plane, namespace: Namespace) -> None:
-    """The kubelet's event names the Secret, the status the field; when it is there, the same pod goes on."""
+def test_a_missing_secret_is_reported_and_recovers(plane: Plane, namespace: Namespace) -> None:
+    """The kubelet's event names the Secret, the status the field. The same pod continues once it exists."""
     plane.kubelet.behave("keyless", Stage.PREPARE, Waits())
     namespace.apply("keyless")
     pod = eventually(lambda: namespace.pods("keyless"), "there is a pod")[0]
@@ -119,8 +119,8 @@ def test_a_missing_secret_is_told_and_heals(plane: Plane, namespace: Namespace) 
     assert plane.kubelet.starts_of("keyless", Stage.PREPARE) == 1
 
 
-def test_an_image_that_cannot_be_pulled_is_told_and_heals(plane: Plane, namespace: Namespace) -> None:
-    """A failed pull is Reconciling at first, as the kubelet tries again; a name that is no image is Stalled at once."""
+def test_an_image_that_cannot_be_pulled_is_reported_and_recovers(plane: Plane, namespace: Namespace) -> None:
+    """A failed pull is Reconciling at first, as the kubelet retries; an invalid name is Stalled at once."""
     words = 'Back-off pulling image "registry.example.com/trainer:1"'
     plane.kubelet.behave("imageless", Stage.PREPARE, Waits("ImagePullBackOff", words))
     namespace.apply("imageless")
@@ -136,8 +136,8 @@ def test_an_image_that_cannot_be_pulled_is_told_and_heals(plane: Plane, namespac
     namespace.wait_for("imageless", "Succeeded")
 
 
-def test_a_missing_service_account_is_told_and_heals(namespace: Namespace) -> None:
-    """The Job controller gets no pod; its event tells why."""
+def test_a_missing_service_account_is_reported_and_recovers(namespace: Namespace) -> None:
+    """The Job controller cannot create a pod; its event has the reason."""
     namespace.apply("accountless", podTemplates={"prepare": {"serviceAccountName": "robot"}})
     failure = stalled(namespace, "accountless", Reason.SERVICE_ACCOUNT_NOT_FOUND)
     assert "robot" in failure["message"]
@@ -145,23 +145,23 @@ def test_a_missing_service_account_is_told_and_heals(namespace: Namespace) -> No
     namespace.wait_for("accountless", "Succeeded")
 
 
-def test_a_full_quota_is_told(namespace: Namespace) -> None:
-    """The API server refuses the pod with the quota's name."""
+def test_an_exceeded_quota_is_reported(namespace: Namespace) -> None:
+    """The API server rejects the pod with the quota's name."""
     namespace.make("resourcequotas", "none-left", spec={"hard": {"pods": "0"}})
     namespace.apply("poor")
     assert "none-left" in stalled(namespace, "poor", Reason.QUOTA_EXCEEDED)["message"]
 
 
-def test_an_unknown_priority_class_is_told_with_its_field(namespace: Namespace) -> None:
-    """It is a word in the spec that is wrong."""
+def test_an_unknown_priority_class_is_reported_with_its_field(namespace: Namespace) -> None:
+    """The user has to change the spec."""
     namespace.apply("important", podTemplates={"train": {"priorityClassName": "boss"}})
     assert (
         "spec.podTemplates.train.priorityClassName" in stalled(namespace, "important", Reason.INVALID_SPEC)["message"]
     )
 
 
-def test_a_job_that_the_api_server_refuses_is_told_and_mended_by_an_edit(namespace: Namespace) -> None:
-    """A request above its limit passes the CRD and is refused in the Job."""
+def test_a_job_rejected_by_the_api_server_is_reported_and_recovers_after_an_edit(namespace: Namespace) -> None:
+    """A request above its limit is valid for the CRD, but not in the Job."""
     resources = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
     namespace.apply("upside-down", podTemplates={"prepare": {"resources": resources}})
     failure = stalled(namespace, "upside-down", Reason.INVALID_SPEC)
@@ -170,8 +170,8 @@ def test_a_job_that_the_api_server_refuses_is_told_and_mended_by_an_edit(namespa
     namespace.wait_for("upside-down", "Succeeded")
 
 
-def test_a_job_of_the_same_name_is_left_alone_and_told(plane: Plane, namespace: Namespace) -> None:
-    """What is not ours is never touched; when it goes, the run begins."""
+def test_a_foreign_job_of_the_same_name_is_kept_and_reported(plane: Plane, namespace: Namespace) -> None:
+    """When it is deleted, the run starts."""
     namespace.apply("twin", suspend=True)
     namespace.wait_for("twin", "Suspended")
     namespace.apply("model", **namespace.get("twin")["spec"] | {"suspend": False})
@@ -188,10 +188,8 @@ def test_a_job_of_the_same_name_is_left_alone_and_told(plane: Plane, namespace: 
     namespace.wait_for("twin", "Succeeded")
 
 
-def test_a_corrected_secret_name_replaces_the_pod_that_waits_for_the_wrong_one(
-    plane: Plane, namespace: Namespace
-) -> None:
-    """The key is the same, the pod must be another."""
+def test_a_corrected_secret_name_replaces_the_waiting_pod(plane: Plane, namespace: Namespace) -> None:
+    """The key is the same, but the pod differs."""
     plane.kubelet.behave("typo", Stage.PREPARE, Waits())
     namespace.apply("typo", publish={"tokenSecretRef": {"name": "hf-wirte"}})
     (before,) = eventually(lambda: namespace.pods("typo"), "there is a pod")

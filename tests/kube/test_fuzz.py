@@ -1,6 +1,6 @@
 """Mutated objects, Jobs, pods, profiles, reports and annotations, as a real API server takes them, stop no operator.
 
-CI sends a few. `make test-long` sends 100,000, and wants each honest object served within 5 s. `--first-seed` continues
+CI sends a few. `make test-long` sends 100,000, and each valid object must be served in 5 s. `--first-seed` continues
 where an earlier run ended, or repeats a round that failed.
 """
 
@@ -25,11 +25,11 @@ from tunemill_api.scalars import quantity_value
 ROUND = 200
 """Most seeds that are sent before everything is removed."""
 CHECK_SECONDS = 4
-"""Pause between two checks of the operator: an honest object makes as much work as several mutated ones."""
+"""Pause between two checks of the operator: a valid object takes as much work as several mutated ones."""
 
 
 def memory_of(operator: Operator) -> int:
-    """Return the most bytes of memory that the operator has had."""
+    """Return the peak memory of the operator in bytes."""
     status = Path(f"/proc/{operator.process.pid}/status").read_text()
     peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     assert peak
@@ -37,7 +37,7 @@ def memory_of(operator: Operator) -> int:
 
 
 def seconds_to_serve(namespace: Namespace, name: str) -> float:
-    """Return how long an honest object waits for its first status."""
+    """Return how long a valid object waits for its first status."""
     namespace.apply(name)
     begin = time.monotonic()
     eventually(lambda: namespace.status(name).get("observedGeneration") == 1, f"{name} is served")
@@ -48,7 +48,7 @@ def seconds_to_serve(namespace: Namespace, name: str) -> float:
 
 @contextmanager
 def senders(plane: Plane, namespace: Namespace, folder: Path) -> Iterator[tuple[Operator, list[Sender]]]:
-    """Run an operator, and a pod that reports its progress; the senders have a namespace of their own."""
+    """Run an operator, and a pod that reports its progress; the senders have a separate namespace."""
     attacker = plane.namespace("fuzz")
     plane.kubelet.left_alone.add(attacker.name)
     try:
@@ -66,10 +66,10 @@ def senders(plane: Plane, namespace: Namespace, folder: Path) -> Iterator[tuple[
         namespace.delete("reporting")
 
 
-def test_the_running_operator_serves_the_honest_beside_mutated_objects(
+def test_the_running_operator_serves_valid_objects_among_mutated_ones(
     plane: Plane, namespace: Namespace, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """It stays the same process and ready, reads no object for ever, and its memory stays within the chart's limit."""
+    """The process stays ready, retries no object forever, and its memory stays within the chart's limit."""
     count, within = pytestconfig.getoption("--mutations"), pytestconfig.getoption("--serve-within")
     limit = yaml.safe_load((CHART / "values.yaml").read_text())["resources"]["limits"]["memory"]
     seed, times, begin = pytestconfig.getoption("--first-seed"), list[float](), time.monotonic()
@@ -82,7 +82,7 @@ def test_the_running_operator_serves_the_honest_beside_mutated_objects(
                 while pending:
                     assert operator.process.poll() is None, f"the operator ended, {seeds}"
                     assert operator.probe("/readyz")[0] == 200, f"the operator is not ready, {seeds}"
-                    times.append(seconds_to_serve(namespace, f"honest-{len(times)}"))
+                    times.append(seconds_to_serve(namespace, f"valid-{len(times)}"))
                     assert times[-1] <= within, f"served after {times[-1]:.1f} s, {seeds}; before {times}"
                     assert memory_of(operator) < quantity_value(limit), f"too much memory, {seeds}"
                     pending = bool(wait(sending, timeout=CHECK_SECONDS).not_done)

@@ -15,7 +15,7 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 def train_of(namespace: Namespace, name: str) -> Json:
-    """Return what is recorded about train."""
+    """Return the status of train."""
     entries: list[Json] = namespace.status(name).get("stages", [])
     return next((entry for entry in entries if entry["name"] == "train"), {})
 
@@ -34,8 +34,8 @@ def companions(namespace: Namespace) -> set[str]:
     return {item["metadata"]["name"] for item in items}
 
 
-def test_a_run_on_three_nodes_succeeds_and_leaves_nothing_running(plane: Plane, namespace: Namespace) -> None:
-    """The Job is complete when the first pod has ended; the API server takes every object that is made for it."""
+def test_a_run_on_three_nodes_succeeds_and_leaves_no_pods(plane: Plane, namespace: Namespace) -> None:
+    """The Job completes when the first pod has succeeded; the API server accepts all created objects."""
     namespace.apply("group", compute={"nodes": 3, "gpus": 2})
     namespace.wait_for("group", "Succeeded")
     train = train_of(namespace, "group")
@@ -50,7 +50,7 @@ def test_a_run_on_three_nodes_succeeds_and_leaves_nothing_running(plane: Plane, 
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_pod_that_is_killed_costs_one_restart_of_all(plane: Plane, namespace: Namespace, index: int) -> None:
+def test_a_killed_pod_is_one_restart_of_the_group(plane: Plane, namespace: Namespace, index: int) -> None:
     """In the same Job, whichever pod it is; no retry is counted."""
     plane.kubelet.behave("killed", Stage.TRAIN, Runs())
     namespace.apply("killed", compute={"nodes": 2}, retry={"limit": 0})
@@ -66,8 +66,8 @@ def test_a_pod_that_is_killed_costs_one_restart_of_all(plane: Plane, namespace: 
     assert namespace.status("killed")["run"]["preemptions"] == 1
 
 
-def test_one_index_that_keeps_failing_ends_the_run(plane: Plane, namespace: Namespace) -> None:
-    """After as many retries as the only pod of another run has, with its own reason; the others are stopped."""
+def test_an_index_that_keeps_failing_ends_the_run(plane: Plane, namespace: Namespace) -> None:
+    """After as many retries as for a single pod, with its own reason; the others are stopped."""
     plane.kubelet.behave("failing", Stage.TRAIN, Runs())
     plane.kubelet.of_index["failing", "train", 1] = fails(Stage.TRAIN, Reason.S3_UNREACHABLE, "of the second")
     namespace.apply("failing", compute={"nodes": 2}, retry={"limit": 1})
@@ -77,7 +77,7 @@ def test_one_index_that_keeps_failing_ends_the_run(plane: Plane, namespace: Name
     eventually(lambda: not live_pods(namespace, "failing"), "no pod is left")
 
 
-def test_a_failure_that_no_retry_fixes_ends_the_run_at_once(plane: Plane, namespace: Namespace) -> None:
+def test_a_permanent_failure_ends_the_run_at_once(plane: Plane, namespace: Namespace) -> None:
     """In any pod."""
     plane.kubelet.behave("small", Stage.TRAIN, Runs())
     plane.kubelet.of_index["small", "train", 2] = fails(Stage.TRAIN, Reason.CUDA_OUT_OF_MEMORY)
@@ -87,8 +87,8 @@ def test_a_failure_that_no_retry_fixes_ends_the_run_at_once(plane: Plane, namesp
     eventually(lambda: not live_pods(namespace, "small"), "no pod is left")
 
 
-def test_pods_that_cannot_all_start_are_removed(plane: Plane, namespace: Namespace) -> None:
-    """And created again. The status gives the reason, and the run is not Stalled."""
+def test_a_partially_scheduled_group_is_removed_and_retried(plane: Plane, namespace: Namespace) -> None:
+    """The status gives the reason, and the run is not Stalled."""
     plane.kubelet.of_index["tight", "train", 1] = Waits()
     namespace.apply("tight", compute={"nodes": 2, "startTimeout": "5s"})
     eventually(lambda: train_of(namespace, "tight").get("startTimeouts"), "they were removed")
@@ -101,8 +101,8 @@ def test_pods_that_cannot_all_start_are_removed(plane: Plane, namespace: Namespa
     namespace.wait_for("tight", "Succeeded")
 
 
-def test_an_edit_replaces_the_group_with_its_companions(plane: Plane, namespace: Namespace) -> None:
-    """Never two groups at once."""
+def test_an_edit_replaces_the_group_and_its_service_and_policy(plane: Plane, namespace: Namespace) -> None:
+    """Two groups never exist at the same time."""
     plane.kubelet.behave("edited", Stage.TRAIN, Runs())
     namespace.apply("edited", compute={"nodes": 2})
     namespace.wait_for("edited", "Training")
@@ -113,7 +113,7 @@ def test_an_edit_replaces_the_group_with_its_companions(plane: Plane, namespace:
     eventually(lambda: before["metadata"]["name"] not in companions(namespace), "those of the first are gone")
 
 
-def test_a_name_that_cannot_be_a_host_name_is_refused(namespace: Namespace) -> None:
+def test_a_name_that_is_not_a_valid_host_name_is_rejected(namespace: Namespace) -> None:
     """By the API server, with the field."""
     with pytest.raises(ApiError, match=r"metadata.name must have no dots with compute.nodes above 1"):
         namespace.apply("support.tools", compute={"nodes": 2})

@@ -1,4 +1,4 @@
-"""One tenant's objects, as a real API server takes them, stop nobody else: the operator stays, and starts again."""
+"""Malicious objects of a tenant, as accepted by a real API server, do not affect others or the operator's startup."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tunemill_api.constants import ANNOTATION_GENERATION, LABEL_FINETUNE, LABEL_
 
 
 def nested(depth: int) -> Json:
-    """Return a value of so many levels."""
+    """Return a value with this many levels."""
     value: Json = {}
     for _ in range(depth):
         value = {"a": value}
@@ -17,7 +17,7 @@ def nested(depth: int) -> Json:
 
 
 def a_job(name: str) -> Json:
-    """Return a Job that anybody with the role edit can create; it runs nothing."""
+    """Return a Job that anybody with the edit role can create; it runs nothing."""
     pod = {
         "restartPolicy": "Never",
         "containers": [{"name": "x", "image": "x"}],
@@ -27,8 +27,8 @@ def a_job(name: str) -> Json:
     return {"metadata": metadata, "spec": {"suspend": True, "template": {"spec": pod}}}
 
 
-def test_the_honest_are_served_beside_hostile_objects(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
-    """Deep and large statuses, and Jobs with odd annotations: before the start, and while the operator works."""
+def test_valid_objects_are_served_among_malicious_ones(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """Deep and large statuses, and Jobs with odd annotations: before startup, and while the operator runs."""
     attacker = plane.namespace("attacker")
 
     def attack(name: str) -> None:
@@ -47,7 +47,7 @@ def test_the_honest_are_served_beside_hostile_objects(plane: Plane, namespace: N
     for life in range(2):
         log = tmp_path / f"operator-{life}.log"
         with an_operator(plane.kubeconfig, log, "--no-leader-election") as operator:
-            name = f"honest-{life}"
+            name = f"valid-{life}"
             namespace.apply(name)
             namespace.wait_for(name, "Succeeded")
             attack(f"meanwhile-{life}")

@@ -1,4 +1,4 @@
-"""Pod templates and profiles before a real API server: what it admits, what it refuses, and what a profile says."""
+"""Pod templates and profiles with a real API server: accepted and rejected ones, and the status of profiles."""
 
 import asyncio
 from pathlib import Path
@@ -92,8 +92,8 @@ def prepare_pod(namespace: Namespace, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("operator")
-def test_every_field_of_a_template_reaches_the_pod(namespace: Namespace) -> None:
-    """Through the CRD, strict validation of the Job, and the admission of the pod, without losing anything."""
+def test_every_field_of_a_pod_template_is_in_the_created_pod(namespace: Namespace) -> None:
+    """Through the CRD, strict validation of the Job, and the admission of the pod."""
     kept = namespace.apply("whole", podTemplates={"prepare": TEMPLATE})["spec"]["podTemplates"]["prepare"]
     assert kept == TEMPLATE
     pod = prepare_pod(namespace, "whole")["spec"]
@@ -111,7 +111,7 @@ def test_every_field_of_a_template_reaches_the_pod(namespace: Namespace) -> None
 
 @pytest.mark.usefixtures("operator")
 def test_a_quota_on_requests_admits_a_pod_without_settings(namespace: Namespace) -> None:
-    """No LimitRange is needed: a pod without settings of its own has requests, and is not BestEffort."""
+    """No LimitRange is needed: such a pod has requests, and is not BestEffort."""
     hard = {"requests.cpu": "4", "requests.memory": "16Gi"}
     namespace.make("resourcequotas", "compute", spec={"hard": hard})
     namespace.apply("plain")
@@ -121,8 +121,8 @@ def test_a_quota_on_requests_admits_a_pod_without_settings(namespace: Namespace)
 
 
 @pytest.mark.usefixtures("operator")
-def test_a_mount_of_no_volume_stalls_with_its_path(namespace: Namespace) -> None:
-    """The API server cannot know at `kubectl apply` what volumes a profile adds."""
+def test_a_mount_without_a_volume_is_stalled_with_its_path(namespace: Namespace) -> None:
+    """The API server cannot check it at `kubectl apply`, as a profile may add the volume."""
     mounts = [{"name": "rows", "mountPath": "/rows"}]
     namespace.apply("unmounted", podTemplates={"train": {"volumeMounts": mounts}})
     failure = namespace.wait_for("unmounted", "Failed")["failure"]
@@ -131,8 +131,8 @@ def test_a_mount_of_no_volume_stalls_with_its_path(namespace: Namespace) -> None
     assert namespace.jobs("unmounted") == []
 
 
-def test_a_misspelt_field_of_a_job_is_refused_with_its_path(plane: Plane, namespace: Namespace) -> None:
-    """Without strict validation the API server would drop it without a word."""
+def test_a_misspelt_field_of_a_job_is_rejected_with_its_path(plane: Plane, namespace: Namespace) -> None:
+    """Without strict validation the API server would drop it silently."""
     container = {"name": "train", "image": "trainer"}
     pod = {"restartPolicy": "Never", "containers": [container], "affinity": {"nodeAffinty": {}}}
     job = {"metadata": {"name": "misspelt"}, "spec": {"template": {"spec": pod}}}
@@ -148,8 +148,8 @@ def test_a_misspelt_field_of_a_job_is_refused_with_its_path(plane: Plane, namesp
         asyncio.run(create())
 
 
-def test_a_profile_says_whether_it_is_valid(plane: Plane, tmp_path: Path) -> None:
-    """Written once by the operator; an edit that mends it is heard, and the printer column shows it."""
+def test_a_profile_has_a_ready_condition(plane: Plane, tmp_path: Path) -> None:
+    """It is written once for each generation, and shown in the printer column."""
 
     def ready(name: str) -> dict[str, Any]:
         conditions = plane.api.get(f"{PROFILES}/{name}").get("status", {}).get("conditions", [])
@@ -157,19 +157,19 @@ def test_a_profile_says_whether_it_is_valid(plane: Plane, tmp_path: Path) -> Non
 
     train = {"podTemplates": {"train": {"serviceAccountName": "admin"}}}
     try:
-        plane.profile("mended", defaults=train, limits={"serviceAccounts": ["train-*"]})
+        plane.profile("corrected", defaults=train, limits={"serviceAccounts": ["train-*"]})
         with an_operator(plane.kubeconfig, tmp_path / "operator.log", "--no-leader-election") as operator:
             plane.profile("sound", defaults=train)
             eventually(lambda: ready("sound").get("status") == "True", "a valid profile is ready")
-            eventually(lambda: ready("mended").get("status") == "False", "the other one is not")
-            message = ready("mended")["message"]
+            eventually(lambda: ready("corrected").get("status") == "False", "the other one is not")
+            message = ready("corrected")["message"]
             assert "spec.defaults.podTemplates.train.serviceAccountName asks for admin" in message
             version = plane.api.get(f"{PROFILES}/sound")["metadata"]["resourceVersion"]
-            plane.profile("mended", defaults=train, limits={"serviceAccounts": ["admin"]})
-            eventually(lambda: ready("mended").get("status") == "True", "it is ready once it is mended")
-            assert ready("mended")["observedGeneration"] == 2
+            plane.profile("corrected", defaults=train, limits={"serviceAccounts": ["admin"]})
+            eventually(lambda: ready("corrected").get("status") == "True", "it is ready once it is corrected")
+            assert ready("corrected")["observedGeneration"] == 2
             assert plane.api.get(f"{PROFILES}/sound")["metadata"]["resourceVersion"] == version, "it is written once"
-            assert not operator.said("Traceback"), operator.log.read_text()
+            assert not operator.logged("Traceback"), operator.log.read_text()
     finally:
-        for name in ("mended", "sound"):
+        for name in ("corrected", "sound"):
             plane.api.delete(f"{PROFILES}/{name}")

@@ -1,4 +1,4 @@
-"""A stage's progress arrives in the status, and nobody but the stage's own pod can write it."""
+"""Progress of a stage is written to the status, and only the stage's own pod can report it."""
 
 import json
 import ssl
@@ -27,7 +27,7 @@ HALF = {"progressPercentage": 45, "estimatedRemainingSeconds": 190, "metrics": [
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The progress endpoint as a pod reaches it."""
+    """The progress endpoint as seen by a pod."""
 
     operator: Operator
     url: str
@@ -56,7 +56,7 @@ def endpoint(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @contextmanager
 def an_endpoint(plane: Plane, folder: Path) -> Iterator[Endpoint]:
-    """Run an operator with a progress endpoint, whose files lie in a folder, until the block ends."""
+    """Run an operator with a progress endpoint, with its files in a folder, until the block ends."""
     authority = Authority.ensure(folder / "pki")
     authority.sign("server", user="progress", hosts=["127.0.0.1"])
     (port,) = free_ports(1)
@@ -65,7 +65,7 @@ def an_endpoint(plane: Plane, folder: Path) -> Iterator[Endpoint]:
 
 
 def arguments_for(port: int, authority: Authority) -> list[str]:
-    """Return the flags that turn the endpoint on."""
+    """Return the flags that enable the endpoint."""
     return [
         "--no-leader-election",
         f"--progress-url=https://127.0.0.1:{port}",
@@ -86,7 +86,7 @@ def training_pod(plane: Plane, namespace: Namespace, name: str, **parts: Any) ->
 
 
 def token_of(namespace: Namespace, pod: dict[str, Any] | None, audience: str = PROGRESS_AUDIENCE) -> str:
-    """Return a service account's token, bound to the pod as the kubelet's are."""
+    """Return a service account's token bound to the pod, as mounted by the kubelet."""
     spec: dict[str, Any] = {"audiences": [audience], "expirationSeconds": 600}
     if pod:
         metadata = pod["metadata"]
@@ -96,10 +96,8 @@ def token_of(namespace: Namespace, pod: dict[str, Any] | None, audience: str = P
     return token
 
 
-def test_a_report_of_the_running_pod_arrives_in_the_status(
-    endpoint: Endpoint, plane: Plane, namespace: Namespace
-) -> None:
-    """Figures for machines, and two columns for people; they go when the stage ends."""
+def test_progress_reports_update_the_status(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
+    """Values in the status, and two printer columns. They are removed when the stage ends."""
     pod = training_pod(plane, namespace, "lively")
     assert endpoint.post(namespace.name, "lively", token_of(namespace, pod)) == 200
     status = eventually(
@@ -112,10 +110,10 @@ def test_a_report_of_the_running_pod_arrives_in_the_status(
     assert "trainerStatus" not in namespace.wait_for("lively", "Succeeded")
 
 
-def test_a_stage_that_falls_silent_is_stopped_and_started_again(
+def test_a_stage_without_progress_is_stopped_and_restarted(
     endpoint: Endpoint, plane: Plane, namespace: Namespace
 ) -> None:
-    """After its last report nothing comes for spec.stallTimeout; the pod gets its time to save a checkpoint."""
+    """No report arrives for spec.stallTimeout; the pod has time to save a checkpoint."""
     pod = training_pod(plane, namespace, "frozen", stallTimeout="3s")
     assert endpoint.post(namespace.name, "frozen", token_of(namespace, pod)) == 200
     eventually(lambda: pod["metadata"]["name"] in plane.kubelet.interrupted, "the pod is stopped")
@@ -123,11 +121,11 @@ def test_a_stage_that_falls_silent_is_stopped_and_started_again(
     status = namespace.wait_for("frozen", "Succeeded")
     entry = next(item for item in status["stages"] if item["name"] == "train")
     assert (entry["stalls"], entry["attempts"]) == (1, 2)
-    eventually(lambda: "NoProgress" in namespace.events("frozen"), "an event tells of it")
+    eventually(lambda: "NoProgress" in namespace.events("frozen"), "an event reports it")
 
 
-def test_pods_are_told_where_and_how_to_report(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
-    """By the variables of Kubeflow's protocol, with a token that is good for nothing else."""
+def test_pods_get_the_progress_address(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
+    """In the variables of Kubeflow's protocol, with a token for this audience only."""
     pod = training_pod(plane, namespace, "informed")
     env = {item["name"]: item["value"] for item in pod["spec"]["containers"][0]["env"]}
     assert env[ENV_PROGRESS_URL].startswith(endpoint.url)
@@ -143,8 +141,8 @@ def test_pods_are_told_where_and_how_to_report(endpoint: Endpoint, plane: Plane,
     )
 
 
-def test_nobody_else_may_report(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
-    """No token, a forged one, one for another audience, one of no pod, one of another object's pod: all refused."""
+def test_only_the_pod_of_the_stage_may_report(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
+    """No token, a forged one, another audience, no pod, or the pod of another object: all are refused."""
     pod, other = training_pod(plane, namespace, "mine"), training_pod(plane, namespace, "theirs")
     assert endpoint.post(namespace.name, "mine", "") == 401
     assert endpoint.post(namespace.name, "mine", "forged") == 401
@@ -155,7 +153,7 @@ def test_nobody_else_may_report(endpoint: Endpoint, plane: Plane, namespace: Nam
     assert "trainerStatus" not in namespace.status("mine")
 
 
-def test_a_pod_that_has_ended_is_not_heard_any_more(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
+def test_a_report_of_a_terminated_pod_is_refused(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
     """Its token may still be valid."""
     pod = training_pod(plane, namespace, "late")
     token = token_of(namespace, pod)
@@ -164,16 +162,16 @@ def test_a_pod_that_has_ended_is_not_heard_any_more(endpoint: Endpoint, plane: P
     assert endpoint.post(namespace.name, "late", token) in {401, 403}
 
 
-def test_what_is_no_report_is_refused(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
-    """Not JSON, figures out of range, too much of it."""
+def test_an_invalid_report_is_rejected(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
+    """Not JSON, values out of range, or too large."""
     token = token_of(namespace, training_pod(plane, namespace, "odd"))
     assert endpoint.post(namespace.name, "odd", token, body=b"45 %") == 400
     assert endpoint.post(namespace.name, "odd", token, {"progressPercentage": 450}) == 400
     assert endpoint.post(namespace.name, "odd", token, body=b" " * 20_000) == 413
 
 
-def test_the_status_is_not_written_at_every_report(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
-    """Twenty reports at once cost a write or two, one more for each period of the limit, and the last one stays."""
+def test_status_writes_of_progress_are_rate_limited(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
+    """Twenty reports at once cost one or two writes, then one per interval, and the last report is kept."""
     pod = training_pod(plane, namespace, "chatty")
     token = token_of(namespace, pod)
     before = int(namespace.get("chatty")["metadata"]["resourceVersion"])
@@ -186,7 +184,7 @@ def test_the_status_is_not_written_at_every_report(endpoint: Endpoint, plane: Pl
     assert len(versions - {before}) <= 3 + (time.monotonic() - began) / WRITE_SECONDS
 
 
-def test_a_port_that_is_taken_ends_in_one_sentence(endpoint: Endpoint, plane: Plane, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_sentence(endpoint: Endpoint, plane: Plane, tmp_path: Path) -> None:
     """The endpoint's port has to be free."""
     port = int(endpoint.url.rpartition(":")[2])
     second = start(plane.kubeconfig, tmp_path / "log", *arguments_for(port, endpoint.authority))
@@ -195,7 +193,7 @@ def test_a_port_that_is_taken_ends_in_one_sentence(endpoint: Endpoint, plane: Pl
 
 
 def test_a_renewed_certificate_is_served_without_a_restart(endpoint: Endpoint, tmp_path: Path) -> None:
-    """The files are looked at every few seconds."""
+    """The files are checked every few seconds."""
     before = served_certificate(endpoint)
     renewed = Authority(tmp_path)
     for name in ("ca.crt", "ca.key"):
@@ -207,6 +205,6 @@ def test_a_renewed_certificate_is_served_without_a_restart(endpoint: Endpoint, t
 
 
 def served_certificate(endpoint: Endpoint) -> str:
-    """Return the certificate that the endpoint shows."""
+    """Return the certificate of the endpoint."""
     host, _, port = endpoint.url.removeprefix("https://").partition(":")
     return ssl.get_server_certificate((host, int(port)))

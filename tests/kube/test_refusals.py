@@ -1,4 +1,4 @@
-"""A bad object is refused at `kubectl apply`, with a sentence that names the field."""
+"""An invalid object is rejected at `kubectl apply`, with a message that names the field."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tunemill_api.constants import API_VERSION, KIND, PLURAL
 
 
 def of_train(**fields: Any) -> dict[str, Any]:
-    """Return a part of a spec with these fields in the template of train."""
+    """Return a part of a spec with these fields in the pod template of train."""
     return {"podTemplates": {"train": fields}}
 
 
@@ -118,19 +118,19 @@ PREFERENCE: dict[str, Any] = {"dataset": {"validation": {}}, "training": {"prefe
         ({"baseModel": None}, "spec.baseModel: Required value"),
     ],
 )
-def test_a_bad_field_is_refused_by_name(namespace: Namespace, parts: dict[str, Any], words: str) -> None:
-    """The API server itself answers; no operator runs in this test."""
+def test_an_invalid_field_is_rejected_by_name(namespace: Namespace, parts: dict[str, Any], words: str) -> None:
+    """By the API server itself; no operator runs in this test."""
     assert words in namespace.refusal_of("bad", **parts)
 
 
-def test_a_name_that_is_too_long_for_its_jobs_is_refused(namespace: Namespace) -> None:
+def test_a_name_too_long_for_its_jobs_is_rejected(namespace: Namespace) -> None:
     """Jobs are named after it, and a Job's name is a label of its pods."""
     assert "at most 45 characters" in namespace.refusal_of("a" * 46)
     namespace.apply("a" * 45)
 
 
-def test_a_misspelt_field_is_refused_by_a_strict_client(namespace: Namespace) -> None:
-    """Kubectl asks for strict validation by default."""
+def test_a_misspelt_field_is_rejected_with_strict_validation(namespace: Namespace) -> None:
+    """It is the default of kubectl."""
     body = {
         "apiVersion": "tunemill.dev/v1alpha1",
         "kind": "FunctionCallFineTune",
@@ -146,8 +146,8 @@ def test_a_misspelt_field_is_refused_by_a_strict_client(namespace: Namespace) ->
         namespace.plane.api.post(f"{namespace.path(PLURAL)}?fieldValidation=Strict", body)
 
 
-def test_a_typo_in_an_affinity_is_refused_with_its_path(namespace: Namespace) -> None:
-    """The templates are typed in full: kubectl, which asks for strict validation, names the field."""
+def test_a_typo_in_an_affinity_is_rejected_with_its_path(namespace: Namespace) -> None:
+    """Pod templates are fully typed, so strict validation names the field."""
     terms = [{"matchExpression": [{"key": "gpu", "operator": "Exists"}]}]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
     body = {
@@ -161,15 +161,15 @@ def test_a_typo_in_an_affinity_is_refused_with_its_path(namespace: Namespace) ->
 
 
 @pytest.mark.parametrize("duration", ["1d", "1.5h", "1d12h", "90m", "0"])
-def test_durations_are_what_people_write(namespace: Namespace, duration: str) -> None:
-    """As Go and Kubernetes write them, and days."""
+def test_durations_have_the_usual_notation(namespace: Namespace, duration: str) -> None:
+    """That of Go and Kubernetes, and days."""
     assert (
         namespace.apply(f"lasting-{duration.replace('.', '-')}", maxRuntime=duration)["spec"]["maxRuntime"] == duration
     )
 
 
-def test_defaults_are_filled_in(namespace: Namespace) -> None:
-    """`kubectl get -o yaml` shows what will be done, and not what will not: an option that nobody has chosen."""
+def test_defaults_are_written_by_the_api_server(namespace: Namespace) -> None:
+    """`kubectl get -o yaml` shows the effective values, but no settings of unselected options."""
     spec = namespace.apply("small")["spec"]
     assert spec["training"]["learningRate"] == "Auto"
     assert spec["adapter"] == {"method": "LoRA"}
@@ -177,8 +177,8 @@ def test_defaults_are_filled_in(namespace: Namespace) -> None:
     assert not {"maxSteps", "earlyStopping"} & set(spec["training"])
 
 
-def test_the_settings_of_another_method_are_filled_in_where_one_is_written(namespace: Namespace) -> None:
-    """Early stopping that is off, or not mentioned, is none of the things that AdaLoRA does not go with."""
+def test_defaults_of_another_method_are_written_if_it_is_selected(namespace: Namespace) -> None:
+    """Early stopping that is off or unset does not contradict AdaLoRA."""
     adapter = {"method": "AdaLoRA", "adalora": {"targetRank": 8}}
     spec = namespace.apply("ranks", adapter=adapter, training={"earlyStopping": {}})["spec"]
     assert spec["adapter"]["adalora"]["initialRank"] == 24
@@ -188,7 +188,7 @@ def test_the_settings_of_another_method_are_filled_in_where_one_is_written(names
 
 
 @pytest.mark.usefixtures("operator")
-def test_a_quantity_may_be_a_number(namespace: Namespace) -> None:
+def test_a_quantity_can_be_a_number(namespace: Namespace) -> None:
     """`cpu: 2` is what people write, and what the API server hands to the operator."""
     namespace.apply("numbers", podTemplates={"prepare": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": 2}}}})
     namespace.wait_for("numbers", "Succeeded")

@@ -1,4 +1,4 @@
-"""Operators that are killed, and an API server that goes away: the work is done once and to its end all the same."""
+"""Killed operators and an unavailable API server: each stage still runs once and to its end."""
 
 import os
 import signal
@@ -11,10 +11,8 @@ from kube.plane import Namespace, Plane
 from tunemill_api.stage_report import Stage
 
 
-def test_an_operator_that_is_killed_again_and_again_repeats_nothing(
-    plane: Plane, namespace: Namespace, tmp_path: Path
-) -> None:
-    """Killed at any moment, with a successor each time: five objects, one Job a stage, every stage once."""
+def test_repeatedly_killed_operators_rerun_no_stage(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """Killed at any moment, with a successor each time: five objects, one Job per stage, every stage once."""
     names = [f"kill-{i}" for i in range(5)]
     for name in names:
         namespace.apply(name)
@@ -28,7 +26,7 @@ def test_an_operator_that_is_killed_again_and_again_repeats_nothing(
                 len(plane.kubelet.started) > before + i
                 or all(namespace.status(name).get("phase") == "Succeeded" for name in names)
             ),
-            "the operator goes on",
+            "the operator continues",
         )
         operator.kill()
     with an_operator(plane.kubeconfig, log, "--no-leader-election", f"--namespaces={namespace.name}"):
@@ -38,10 +36,8 @@ def test_an_operator_that_is_killed_again_and_again_repeats_nothing(
             assert len(namespace.jobs(name)) == 3
 
 
-def test_an_operator_that_starts_does_not_withdraw_what_it_has_not_asked_about(
-    plane: Plane, namespace: Namespace, tmp_path: Path
-) -> None:
-    """A missing Secret stays Stalled over a restart, from the first look on; when it heals, the run goes on."""
+def test_a_restarted_operator_keeps_a_reported_failure(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """A missing Secret stays Stalled over a restart, from the first reconcile. Once it exists, the run continues."""
     plane.kubelet.behave("keyless", Stage.PREPARE, Waits())
     options = ["--no-leader-election", f"--namespaces={namespace.name}"]
     namespace.apply("keyless")
@@ -51,7 +47,7 @@ def test_an_operator_that_starts_does_not_withdraw_what_it_has_not_asked_about(
         assert namespace.wait_for("keyless", "Failed")["failure"]["reason"] == "SecretNotFound"
     before = namespace.get("keyless")["metadata"]["resourceVersion"]
     with an_operator(plane.kubeconfig, tmp_path / "second.log", *options):
-        # What is new is served first: when it is done, the others have been looked at.
+        # New objects are served first: when it is done, the others have been reconciled.
         namespace.apply("other")
         namespace.wait_for("other", "Succeeded")
         assert namespace.get("keyless")["metadata"]["resourceVersion"] == before
@@ -59,8 +55,8 @@ def test_an_operator_that_starts_does_not_withdraw_what_it_has_not_asked_about(
         assert "failure" not in namespace.wait_for("keyless", "Succeeded")
 
 
-def test_an_api_server_that_restarts_stops_nothing(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
-    """The operator goes on by itself when the API server is back, and misses nothing that happened in between."""
+def test_a_restarted_api_server_interrupts_no_run(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """The operator reconnects, and misses no change of the meantime."""
     log = tmp_path / "operator.log"
     with an_operator(plane.kubeconfig, log, "--no-leader-election", f"--namespaces={namespace.name}") as operator:
         plane.kubelet.behave("steady", Stage.TRAIN, Runs())
@@ -74,7 +70,7 @@ def test_an_api_server_that_restarts_stops_nothing(plane: Plane, namespace: Name
         assert operator.process.poll() is None
 
 
-def test_a_leader_that_stops_hands_over_at_once_and_one_that_dies_after_its_lease(
+def test_a_stopped_leader_hands_over_at_once_and_a_killed_one_after_its_lease(
     plane: Plane, namespace: Namespace, tmp_path: Path
 ) -> None:
     """Two operators, one leader: never both, and no gap longer than the Lease; a clean stop leaves hardly any."""
@@ -84,7 +80,7 @@ def test_a_leader_that_stops_hands_over_at_once_and_one_that_dies_after_its_leas
     second = start(plane.kubeconfig, tmp_path / "b.log", "--identity=b", *election)
     second.wait_until_it_says("metrics and health")
     assert second.probe("/readyz") == (200, "ok")
-    assert not second.said("leading as b")
+    assert not second.logged("leading as b")
     assert 'leader_election_master_status{name="hand-over"} 1.0' in first.probe("/metrics")[1]
     clean = time.monotonic()
     first.process.send_signal(signal.SIGTERM)
@@ -108,10 +104,8 @@ def test_a_leader_that_stops_hands_over_at_once_and_one_that_dies_after_its_leas
     assert third.stop() == 0
 
 
-def test_a_leader_that_is_cut_off_ends_before_another_begins(
-    plane: Plane, namespace: Namespace, tmp_path: Path
-) -> None:
-    """A frozen leader finds its Lease taken when it wakes, and ends without another write."""
+def test_a_frozen_leader_exits_before_another_one_leads(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """It finds its Lease taken when it resumes, and exits without another write."""
     election = ["--lease-name=cut-off", f"--lease-namespace={namespace.name}", f"--namespaces={namespace.name}"]
     first = start(plane.kubeconfig, tmp_path / "a.log", "--identity=a", *election)
     first.wait_until_it_says("serving")

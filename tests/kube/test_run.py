@@ -1,4 +1,4 @@
-"""One object from apply to publication, and what edits change, against a real API server."""
+"""One object from apply to publication, and the effect of edits, with a real API server."""
 
 import pytest
 from kube.kubelet import Ends, Runs, eventually
@@ -15,8 +15,8 @@ def starts(plane: Plane, name: str) -> list[int]:
     return [plane.kubelet.starts_of(name, stage) for stage in Stage]
 
 
-def test_an_object_is_taken_through_its_stages(plane: Plane, namespace: Namespace) -> None:
-    """Three Jobs, four stages, each container started once, and a status that says it all."""
+def test_an_object_runs_through_all_stages(plane: Plane, namespace: Namespace) -> None:
+    """Three Jobs, four stages, each container started once, and a complete status."""
     namespace.apply("happy")
     status = namespace.wait_for("happy", "Succeeded")
     assert starts(plane, "happy") == [1, 1, 1, 1]
@@ -39,16 +39,16 @@ def test_an_object_is_taken_through_its_stages(plane: Plane, namespace: Namespac
     eventually(lambda: milestones <= set(namespace.events("happy")), "every milestone is an event")
 
 
-def test_the_first_status_is_not_yet_ready(namespace: Namespace) -> None:
-    """Nothing that waits for health goes ahead too early: Ready is Unknown or False from the first status on."""
+def test_the_first_status_is_not_ready(namespace: Namespace) -> None:
+    """Tools that wait for Ready do not continue too early: it is Unknown or False from the first status on."""
     namespace.apply("early")
     ready = eventually(lambda: namespace.condition("early", "Ready"), "there is a condition Ready")
     assert ready["status"] in {"Unknown", "False"}
     assert ready["observedGeneration"] == 1
 
 
-def test_nothing_is_written_onto_objects_but_the_status(namespace: Namespace) -> None:
-    """No finalizer and no annotation: what users put into Git is what lies in the cluster."""
+def test_only_the_status_of_objects_is_written(namespace: Namespace) -> None:
+    """No finalizer and no annotation: the object stays as it is in Git."""
     body = namespace.apply("clean")
     namespace.wait_for("clean", "Succeeded")
     after = namespace.get("clean")
@@ -59,8 +59,8 @@ def test_nothing_is_written_onto_objects_but_the_status(namespace: Namespace) ->
         assert not [name for name in child["metadata"].get("annotations", {}) if "kopf" in name]
 
 
-def test_later_stages_are_told_what_prepare_found(plane: Plane, namespace: Namespace) -> None:
-    """The RunSpec of train holds the facts of prepare, that of prepare none."""
+def test_later_stages_get_the_facts_of_prepare(plane: Plane, namespace: Namespace) -> None:
+    """They are in the RunSpec of train, but not in that of prepare."""
     namespace.apply("facts")
     namespace.wait_for("facts", "Succeeded")
     assert plane.kubelet.run_specs["facts", "prepare"].prepared is None
@@ -80,10 +80,10 @@ def test_later_stages_are_told_what_prepare_found(plane: Plane, namespace: Names
         ("memory", {"podTemplates": {"train": {"resources": {"limits": {"memory": "8Gi"}}}}}, [1, 1, 1, 1]),
     ],
 )
-def test_an_edit_runs_only_what_it_changes(
+def test_an_edit_runs_only_the_affected_stages(
     plane: Plane, namespace: Namespace, what: str, change: dict[str, object], expected: list[int]
 ) -> None:
-    """After an edit, the Jobs of unchanged stages are not made again; train goes before evaluate and skips itself."""
+    """Jobs of unchanged stages are not created again; train runs before evaluate and exits early."""
     name = f"edit-{what}"
     namespace.apply(name)
     namespace.wait_for(name, "Succeeded")
@@ -92,8 +92,8 @@ def test_an_edit_runs_only_what_it_changes(
     assert starts(plane, name) == expected
 
 
-def test_asking_again_looks_at_the_data_alone_when_it_has_not_changed(plane: Plane, namespace: Namespace) -> None:
-    """The annotation runs prepare; with the same key from it, nothing else runs."""
+def test_a_request_reruns_only_prepare_if_the_data_is_unchanged(plane: Plane, namespace: Namespace) -> None:
+    """The annotation runs prepare; with the same key, no other stage runs."""
     namespace.apply("again")
     first = namespace.wait_for("again", "Succeeded")["run"]["id"]
     namespace.annotate("again", ANNOTATION_REQUESTED_AT, "2026-11-21T12:00:00Z")
@@ -103,7 +103,7 @@ def test_asking_again_looks_at_the_data_alone_when_it_has_not_changed(plane: Pla
 
 
 def test_an_edit_while_training_stops_the_pod_before_another_starts(plane: Plane, namespace: Namespace) -> None:
-    """The pod is asked to stop, and the next one starts when it is gone."""
+    """The pod is stopped, and the next one starts when it has terminated."""
     plane.kubelet.behave("midway", Stage.TRAIN, Runs())
     namespace.apply("midway")
     namespace.wait_for("midway", "Training")
@@ -117,8 +117,8 @@ def test_an_edit_while_training_stops_the_pod_before_another_starts(plane: Plane
     assert plane.kubelet.run_specs["midway", "train"].spec.training.learning_rate == "3e-4"
 
 
-def test_suspend_stops_and_resume_goes_on(plane: Plane, namespace: Namespace) -> None:
-    """spec.suspend ends the pod with time for a checkpoint; without it the same Job is made again."""
+def test_suspend_stops_and_unsuspend_resumes(plane: Plane, namespace: Namespace) -> None:
+    """With spec.suspend the pod saves a checkpoint and ends. Without it the same Job is created again."""
     plane.kubelet.behave("pause", Stage.TRAIN, Runs())
     namespace.apply("pause")
     namespace.wait_for("pause", "Training")
@@ -135,15 +135,15 @@ def test_suspend_stops_and_resume_goes_on(plane: Plane, namespace: Namespace) ->
     assert {entry["name"]: entry["attempts"] for entry in status["stages"]}["train"] == 2
 
 
-def test_an_object_may_be_born_suspended(namespace: Namespace) -> None:
-    """Nothing is started before somebody says so."""
+def test_an_object_can_be_created_suspended(namespace: Namespace) -> None:
+    """No Job is created until it is unsuspended."""
     namespace.apply("asleep", suspend=True)
     namespace.wait_for("asleep", "Suspended")
     assert not namespace.jobs("asleep")
 
 
-def test_a_deadline_stops_a_run_and_a_longer_one_lets_it_go_on(plane: Plane, namespace: Namespace) -> None:
-    """The time that stages have worked is what counts."""
+def test_a_deadline_stops_a_run_and_a_longer_one_resumes_it(plane: Plane, namespace: Namespace) -> None:
+    """The running time of stages counts."""
     plane.kubelet.behave("slow", Stage.TRAIN, Runs())
     namespace.apply("slow", maxRuntime="4s")
     status = namespace.wait_for("slow", "Failed")
@@ -155,7 +155,7 @@ def test_a_deadline_stops_a_run_and_a_longer_one_lets_it_go_on(plane: Plane, nam
 
 
 def test_a_gate_holds_the_result_until_it_is_lowered(plane: Plane, namespace: Namespace) -> None:
-    """What misses a gate is not published; lowering the gate publishes what is there, without training again."""
+    """A model that misses a gate is not published. Lowering the gate publishes it without training again."""
     gates = [{"metric": "exact_match", "min": "0.95"}]
     namespace.apply("bar", evaluation={"gates": gates})
     status = namespace.wait_for("bar", "Held")
@@ -168,7 +168,7 @@ def test_a_gate_holds_the_result_until_it_is_lowered(plane: Plane, namespace: Na
 
 
 def test_a_draft_is_held_until_its_gate_is_lowered(plane: Plane, namespace: Namespace) -> None:
-    """The real API server keeps status.draft, and no status.published; then publish runs once more."""
+    """The API server stores status.draft, and no status.published. Then publish runs once more."""
     plane.kubelet.behave("sketch", Stage.PUBLISH, Ends(message=a_report(Stage.PUBLISH, draft=True)))
     evaluation = {"gates": [{"metric": "hallucinated_tool_rate", "max": "0.02"}], "onGateFailure": "Draft"}
     namespace.apply("sketch", evaluation=evaluation)
@@ -185,8 +185,8 @@ def test_a_draft_is_held_until_its_gate_is_lowered(plane: Plane, namespace: Name
     assert starts(plane, "sketch") == [1, 1, 1, 2]
 
 
-def test_deleting_an_object_takes_its_jobs_and_pods(plane: Plane, namespace: Namespace) -> None:
-    """The garbage collector does it, by the owner references; the same name can be used again at once."""
+def test_deleting_an_object_deletes_its_jobs_and_pods(plane: Plane, namespace: Namespace) -> None:
+    """By the garbage collector, through owner references. The name can be reused at once."""
     plane.kubelet.behave("gone", Stage.TRAIN, Runs())
     namespace.apply("gone")
     namespace.wait_for("gone", "Training")

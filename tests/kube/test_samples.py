@@ -1,4 +1,4 @@
-"""The manifests that users copy, applied as kubectl does: the API server's schema and rules have the last word."""
+"""The samples applied like by kubectl: valid for the API server's schema and rules."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ CLUSTER_WIDE = {PROFILE_KIND: PROFILES}
 
 @pytest.mark.parametrize("path", SAMPLES, ids=[path.stem for path in SAMPLES])
 def test_a_sample_is_accepted(namespace: Namespace, path: Path) -> None:
-    """Each of its objects is taken without an unknown field, and every ConfigMap that it names is among them."""
+    """Without unknown fields, and with every ConfigMap that it refers to."""
     objects = list(yaml.safe_load_all(path.read_text()))
     for body in objects:
         path = CLUSTER_WIDE.get(body["kind"])

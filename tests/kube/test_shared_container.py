@@ -1,4 +1,4 @@
-"""Train and evaluate in one container of a pod that runs: what a real API server shows of it."""
+"""Train and evaluate in one container of a running pod, with a real API server."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def endpoint(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def evaluating_pod(plane: Plane, namespace: Namespace, name: str) -> Json:
-    """Bring an object to the process that evaluates, of which no status tells; return the pod."""
+    """Bring an object to evaluate, which no status shows; return the pod."""
     plane.kubelet.behave(name, Stage.EVALUATE, Runs())
     namespace.apply(name)
     eventually(lambda: plane.kubelet.starts_of(name, Stage.EVALUATE), "evaluate runs")
@@ -28,14 +28,14 @@ def evaluating_pod(plane: Plane, namespace: Namespace, name: str) -> Json:
 
 
 def end_of_train(plane: Plane, name: str, key: str = "") -> bytes:
-    """Return what the pod posts when train is done."""
+    """Return the report that the pod posts at the end of train."""
     key = key or plane.kubelet.run_specs[name, Stage.TRAIN].keys[Stage.TRAIN]
     report = a_report(Stage.TRAIN, key=key, finished_at=datetime.now(UTC))
     return json.dumps({"report": json.loads(report)}).encode()
 
 
-def test_the_pod_runs_and_is_ready_while_it_trains(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
-    """Disruption budgets count ready pods, Kueue's waitForPodsReady too: there is no init container to wait for."""
+def test_the_pod_is_running_and_ready_while_it_trains(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
+    """For disruption budgets and Kueue's waitForPodsReady there is no init container."""
     plane.kubelet.behave("long", Stage.TRAIN, Runs())
     namespace.apply("long")
     namespace.wait_for("long", "Training")
@@ -47,7 +47,7 @@ def test_the_pod_runs_and_is_ready_while_it_trains(endpoint: Endpoint, plane: Pl
 def test_train_is_done_in_the_status_while_evaluate_runs(
     endpoint: Endpoint, plane: Plane, namespace: Namespace
 ) -> None:
-    """The pod says so; the event comes once, and the end of the pod changes nothing about train."""
+    """After the pod's report. There is one event, and the end of the pod does not change train."""
     pod = evaluating_pod(plane, namespace, "reported")
     assert (
         endpoint.post(namespace.name, "reported", token_of(namespace, pod), body=end_of_train(plane, "reported")) == 200
@@ -63,8 +63,10 @@ def test_train_is_done_in_the_status_while_evaluate_runs(
     assert eventually(lambda: namespace.events("reported"), "an event reports it").count("Trained") == 1
 
 
-def test_without_a_word_both_are_read_off_the_message(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
-    """A post for another key is taken and changes nothing; the termination message has one report a line."""
+def test_without_progress_reports_both_stages_are_read_from_the_message(
+    endpoint: Endpoint, plane: Plane, namespace: Namespace
+) -> None:
+    """A post with another key changes nothing; the termination message has one report per line."""
     pod = evaluating_pod(plane, namespace, "unheard")
     body = end_of_train(plane, "unheard", key="0000000000000000")
     assert endpoint.post(namespace.name, "unheard", token_of(namespace, pod), body=body) == 200

@@ -9,7 +9,7 @@ from tunemill_api.traces import SpanRef
 
 
 def test_a_run_is_one_trace_that_its_pods_continue(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
-    """The run's span above all reconciles, their requests below them, and the same span named to every stage."""
+    """The run's span is the parent of all reconciles, with their requests as children, and is passed to every stage."""
     with a_collector() as collector:
         operator = start(
             plane.kubeconfig,

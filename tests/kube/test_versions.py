@@ -1,4 +1,4 @@
-"""A CRD and an operator of different versions, as an upgrade in two steps has them for a while."""
+"""A CRD and an operator of different versions, as during an upgrade in two steps."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from tunemill_dev.cluster import control_plane
 
 @pytest.fixture
 def own_plane(tmp_path: Path) -> Iterator[Plane]:
-    """A control plane whose CRD no other test sees."""
+    """A control plane whose CRD no other test uses."""
     with control_plane(tmp_path / "plane") as running:
         plane = Plane(running.kubeconfig, running.kubectl)
         plane.kubelet.start()
@@ -26,8 +26,8 @@ def own_plane(tmp_path: Path) -> Iterator[Plane]:
         plane.kubelet.stop()
 
 
-def test_an_operator_that_is_newer_than_the_crd_does_its_work_and_says_so(own_plane: Plane, tmp_path: Path) -> None:
-    """Helm upgrades no CRDs by itself: what the old one cannot hold is left out, and comes once it is replaced."""
+def test_an_operator_newer_than_the_crd_works_and_reports_it(own_plane: Plane, tmp_path: Path) -> None:
+    """Helm does not upgrade CRDs: unknown status fields are omitted until the CRD is upgraded."""
     crd: dict[str, Any] = yaml.safe_load(CRD.read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
     for fields, gone in (
@@ -45,8 +45,8 @@ def test_an_operator_that_is_newer_than_the_crd_does_its_work_and_says_so(own_pl
     with an_operator(own_plane.kubeconfig, tmp_path / "operator.log", "--no-leader-election") as operator:
         status = namespace.wait_for("early", "Succeeded")
         assert "history" not in status
-        assert operator.said("lacks status.")
-        assert operator.said("the CRD of FineTuneProfile is not installed, no profile applies")
+        assert operator.logged("lacks status.")
+        assert operator.logged("the CRD of FineTuneProfile is not installed, no profile applies")
         newer = yaml.safe_load(CRD.read_text())
         own_plane.api.patch(f"{CRD_PATH}/{PLURAL}.{GROUP}", {"spec": newer["spec"]})
         eventually(lambda: served(own_plane, "historyLimit"), "the new CRD is served")
@@ -56,8 +56,8 @@ def test_an_operator_that_is_newer_than_the_crd_does_its_work_and_says_so(own_pl
         assert own_plane.kubelet.starts_of("early", Stage.TRAIN) == 1
 
 
-def test_an_object_from_before_a_rule_lives_on(tmp_path: Path) -> None:
-    """It holds what a newer CRD refuses. Its status and its other fields can still be written."""
+def test_an_object_older_than_a_validation_rule_keeps_working(tmp_path: Path) -> None:
+    """It violates a rule of the newer CRD. Its status and its other fields can still be written."""
     newer: dict[str, Any] = yaml.safe_load(CRD.read_text())
     older = yaml.safe_load(CRD.read_text())
     remove_rules(older["spec"])
@@ -80,7 +80,7 @@ def test_an_object_from_before_a_rule_lives_on(tmp_path: Path) -> None:
 
 
 def remove_rules(schema: Any) -> None:
-    """Remove every rule from a schema, as a CRD from before them had none."""
+    """Remove every validation rule from a schema."""
     if isinstance(schema, dict):
         schema.pop("x-kubernetes-validations", None)
     for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
@@ -88,7 +88,7 @@ def remove_rules(schema: Any) -> None:
 
 
 def refused(plane: Plane, collection: str, body: dict[str, Any]) -> bool:
-    """Tell whether the API server refuses another object like this one."""
+    """Return whether the API server rejects another object like this one."""
     try:
         plane.api.request("POST", f"{collection}?dryRun=All", merged(body, {"metadata": {"name": "late"}}))
     except ApiError as error:
@@ -97,6 +97,6 @@ def refused(plane: Plane, collection: str, body: dict[str, Any]) -> bool:
 
 
 def served(plane: Plane, field: str) -> bool:
-    """Tell whether the API server publishes a field of the spec."""
+    """Return whether the API server publishes a field of the spec."""
     document = plane.api.get(f"/openapi/v3/apis/{API_VERSION}")
     return field in str(document)

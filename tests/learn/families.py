@@ -1,4 +1,4 @@
-"""Tiny models of the real architectures with random weights, and what a forward pass makes of them."""
+"""Tiny models of the real architectures with random weights, and the results of a forward pass."""
 
 import random
 from typing import Any
@@ -19,7 +19,7 @@ OWN_SETTINGS: dict[str, dict[str, object]] = {
 
 
 def a_model(family: str, dtype: torch.dtype) -> Any:
-    """A real architecture with random weights: grouped queries, and a window where the family has some."""
+    """A real architecture with random weights: grouped queries, and a sliding window if the family has one."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         family,
@@ -40,14 +40,14 @@ def a_model(family: str, dtype: torch.dtype) -> Any:
 
 
 def some_rows(lengths: tuple[int, ...] = LENGTHS) -> list[passes.Row]:
-    """Rows of random tokens, of which the first five are not learnt."""
+    """Rows of random tokens, of which the first five are unsupervised."""
     draw = random.Random(0)
     ids = [[draw.randrange(5, 128) for _ in range(length)] for length in lengths]
     return [{"input_ids": row, "labels": [-100] * min(5, len(row)) + row[5:]} for row in ids]
 
 
 def computed(model: Any, batch: passes.Pass, score: loss.Score = loss.score_at_once) -> tuple[float, int, torch.Tensor]:
-    """The loss, the right tokens and the gradient of a pass."""
+    """The loss, the number of right tokens and the gradient of a pass."""
     model.zero_grad()
     scores = score(model, batch)
     scores.loss.backward()
@@ -61,7 +61,7 @@ def off(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def both_losses(family: str) -> tuple[tuple[float, int, torch.Tensor], tuple[float, int, torch.Tensor]]:
-    """Figures of the loss of CPUs and of that of GPUs, with three tiles, the last of them smaller."""
+    """Results of the loss for CPUs and of that for GPUs, with three tiles, the last of them smaller."""
     loss._VOCABULARY_TILE = 48
     model = a_model(family, torch.float32)
     batch = passes.make(some_rows((12, 9)), CPU, padded=True)

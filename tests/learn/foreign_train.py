@@ -1,4 +1,4 @@
-"""Train as an image of somebody else may do it: a plain loop with transformers and PEFT, and nothing of Tunemill's."""
+"""A train stage of a custom image: a plain loop with transformers and PEFT, without Tunemill's code."""
 
 import hashlib
 import json

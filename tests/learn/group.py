@@ -1,4 +1,4 @@
-"""Several ranks on this machine, each a forked process, that work on the same task."""
+"""Several ranks on this machine, each a forked process."""
 
 import contextlib
 import os

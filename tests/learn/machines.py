@@ -1,4 +1,4 @@
-"""One machine without a cluster: a manifest, and `tunemill run` with it."""
+"""A machine without a cluster: a manifest, and `tunemill run` with it."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tunemill_trainer.judge.report import Report
 
 @dataclass
 class Machine:
-    """A machine, the services that it reaches, and the objects of the manifest, the FunctionCallFineTune first."""
+    """A machine, its services, and the objects of the manifest, the FunctionCallFineTune first."""
 
     world: World
     folder: Path
@@ -20,11 +20,11 @@ class Machine:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The spec, to be changed."""
+        """The spec, which can be changed."""
         return self.objects[0]["spec"]
 
     def run(self, *, cold: bool = False) -> tuple[Ended, list[str]]:
-        """Run `tunemill run`, `cold` as in run_command; return how it ended and which stages it executed."""
+        """Run `tunemill run`, `cold` as in run_command; return its result and the executed stages."""
         path = self.folder / "finetune.yaml"
         path.write_text(yaml.safe_dump_all(self.objects))
         arguments = ["run", str(path), "--work", str(self.folder / "work")]
@@ -32,11 +32,11 @@ class Machine:
         return ended, executed(ended.log)
 
     def report(self) -> Report:
-        """Return what the last run's evaluate found."""
+        """Return the report of the last run's evaluate."""
         return Report.model_validate_json((self._work / "evaluation" / "report.json").read_text())
 
     def lines(self, file: str) -> list[dict[str, Any]]:
-        """Return the lines of a file that the last run's stages left."""
+        """Return the lines of a file written by the last run's stages."""
         return [json.loads(line) for line in (self._work / file).read_text().splitlines()]
 
     @property

@@ -34,14 +34,14 @@ _READ_THE_ENVIRONMENT = ("huggingface_hub.constants", "datasets.config")
 
 
 class StageProcess:
-    """A process that works like `python -m tunemill_trainer ARGUMENTS` with an environment of its own."""
+    """A process like `python -m tunemill_trainer ARGUMENTS` with a separate environment."""
 
     def __init__(self, process: ForkServerProcess, log: Connection) -> None:
         self._process = process
         self._log = log
 
     def lines(self) -> Iterator[str]:
-        """Yield what it prints, line by line, until its end."""
+        """Yield its output line by line until it ends."""
         with open(os.dup(self._log.fileno()), encoding="utf-8", errors="replace") as log:  # noqa: PTH123 - no path
             yield from log
 
@@ -54,7 +54,7 @@ class StageProcess:
     def wait(self, seconds: float) -> int:
         """Return its exit code, negative for a signal."""
         self._process.join(seconds)
-        assert self._process.exitcode is not None, f"it has closed its log and goes on after {seconds} s"
+        assert self._process.exitcode is not None, f"it has closed its log but still runs after {seconds} s"
         return self._process.exitcode
 
 
@@ -62,7 +62,7 @@ class StageProcess:
 def started(
     arguments: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
 ) -> Iterator[StageProcess]:
-    """Start it in a folder; where it has not ended with the block, it is killed."""
+    """Start it in a folder; it is killed if it has not ended with the block."""
     log, said = FORKING.Pipe(duplex=False)
     process = FORKING.Process(target=_work, args=(list(arguments), dict(environment), folder, said))
     process.start()
@@ -110,7 +110,7 @@ def _main(arguments: list[str], environment: dict[str, str]) -> None:
 
 
 class _ForkedStage:
-    """What the command `run` needs of `subprocess.Popen`, for a stage that is forked and not started."""
+    """The part of `subprocess.Popen` that the command `run` uses, for a forked stage."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], stdout: TextIO | None) -> None:
         python, flag, module, *arguments = command

@@ -1,4 +1,4 @@
-"""What each rank does in `test_ranks.py`. A forked rank imports it, which it cannot do with a module of tests."""
+"""The tasks of the ranks in `test_ranks.py`. A forked rank has to import them from outside a test module."""
 
 import time
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def train_with_a_small_device(ranks: Ranks, task: Task, folder: Path) -> tuple[l
 
 
 def wait_for_a_rank_that_hangs(ranks: Ranks, seconds: float) -> str:
-    """Start an exchange in which rank 1 does not take part; return why the others give up."""
+    """Start an exchange in which rank 1 does not take part; return the error of the others."""
     if ranks.index == 1:
         time.sleep(seconds)
         return ""

@@ -1,4 +1,4 @@
-"""A run that is prepared and trained by the real stages: what evaluate and publish start from."""
+"""Runs prepared and trained by the real stages, for tests of evaluate and publish."""
 
 import hashlib
 import json
@@ -46,11 +46,11 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """Tells it from others, in a name of a folder."""
+        """A folder name that is unique for the recipe."""
         return f"{self.kind}-{hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]}"
 
     def spec(self, world: World) -> FineTuneSpec:
-        """The run's spec. A quarter of the rows is judged: 144 calls, and 27 requests that need none."""
+        """The run's spec. A quarter of the rows is held out: 144 calls, and 27 requests that expect none."""
         spec = world.spec(
             lora={"rank": 16, "dropout": "0"}, **{"batchSize": 16, "maxLength": 512, **self.training}
         ).model_dump(mode="json", by_alias=True)
@@ -61,7 +61,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run after train, with the services around it."""
+    """A run after train, with its services."""
 
     world: World
     run: RunSpec
@@ -69,13 +69,13 @@ class TrainedRun:
 
     @property
     def api(self) -> HfApi:
-        """The Hub as its owner sees it."""
+        """The Hub's API with the token of the repository's owner."""
         token = (self.world.secrets / "hub-write" / "token").read_text()
         return HfApi(endpoint=self.world.hub_url, token=token)
 
     @property
     def train_key(self) -> str:
-        """Of the adapter."""
+        """The key of the adapter."""
         assert self.run.prepared is not None
         return keys.train_key(self.run.prepared.key, self.run.spec)
 
@@ -88,7 +88,7 @@ class TrainedRun:
         return TrainedRun(self.world, run, self.folder)
 
     def stage(self, stage: Stage, watch: Callable[[str], int | None] = lambda _line: None) -> Ended:
-        """Run a stage as a new pod does; `watch` as in run_stage."""
+        """Run a stage like a new pod; `watch` as in run_stage."""
         number = len(list(self.folder.glob("pod-*")))
         return run_stage(stage, self.world, self.run, self.folder / f"pod-{number}", watch=watch)
 
@@ -114,7 +114,7 @@ def a_shared_run(folder: Path, shared: Path, recipe: Recipe) -> Iterator[Trained
     """Return a copy of a trained and evaluated run, which the first caller of this test run makes for all.
 
     Args:
-        folder: for the copy, which nobody else has.
+        folder: for the copy of this caller.
         shared: a folder that all processes of the test run have in common.
         recipe: what it is made of.
     """
@@ -137,7 +137,7 @@ def a_shared_run(folder: Path, shared: Path, recipe: Recipe) -> Iterator[Trained
 
 
 def _save(run: TrainedRun, folder: Path) -> None:
-    """Save what the services hold of a run."""
+    """Save the services' content of a run."""
     shutil.copytree(run.folder / "world" / "hub", folder / "hub")
     s3, bucket = run.world.s3(), run.world.bucket
     (folder / "bucket").write_text(bucket)

@@ -1,4 +1,4 @@
-"""A small task for tests that train in their own process: requests and calls without the tools' schemas."""
+"""A small task for tests that train in their own process: requests and calls without the schemas of tools."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +44,7 @@ class Task:
     pairs: list[tuple[list[int], list[int]]]
 
     def model(self, quantization: Quantization = Quantization.NONE) -> Any:
-        """The base model with rows for what was added."""
+        """The base model with rows for added tokens."""
         model = models.load_base(self.base, CPU, torch.float32, quantization)
         models.extend_vocabulary(model, self.tokens)
         return model
@@ -90,13 +90,13 @@ class Task:
         return sft.train(run, model, config, speaker, self.rows(count), list(callbacks), resume_from, measured)
 
     def without_tags(self) -> "Task":
-        """The same requests, answered by the same calls as bare JSON."""
+        """The same requests, with the same calls as plain JSON."""
         speaker = AutoTokenizer.from_pretrained(self.tokenizer)
         tags = speaker.convert_tokens_to_ids(list(TAGS))
         return replace(self, pairs=[(ask, [token for token in say if token not in tags]) for ask, say in self.pairs])
 
     def exact(self, model: Any, rows: int = HELD_OUT_ROWS) -> float:
-        """The share of this many held-out requests that are answered to the letter."""
+        """The share of this many held-out requests with an exact answer."""
         asked = self.pairs[-rows:]
         decoding = Decoding(self.tokens.stop_token_ids, self.tokens.pad_token_id, 40)
         prompts = [ask for ask, _ in asked]
@@ -105,7 +105,7 @@ class Task:
 
 
 def a_task(base: Path, folder: Path, *, as_text: bool = False) -> Task:
-    """Make a task for a base; tags that it lacks become new tokens, or stay ordinary text."""
+    """Create a task for a base model; missing tags become new tokens, or stay ordinary text."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     before = len(tokenizer)
     new = [] if as_text else [tag for tag in TAGS if tag not in tokenizer.get_vocab()]

@@ -1,4 +1,4 @@
-"""Rows laid end to end give what padded rows give, in each family, with every kernel, and the host waits for no GPU."""
+"""Concatenated rows give the results of padded rows, in each family, with every kernel, and without host syncs."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -26,8 +26,8 @@ from tunemill_trainer.learn.attention import Rows
 
 
 @pytest.mark.parametrize("family", sorted(attention.FAMILIES))
-def test_rows_end_to_end_have_the_loss_and_the_gradients_of_padded_rows(family: str):
-    """Proves for each family that no row sees another one, windows and soft caps included."""
+def test_concatenated_rows_have_the_loss_and_gradients_of_padded_rows(family: str):
+    """For each family no row attends to another one, with windows and soft caps."""
     model = a_model(family, torch.float64)
     padded = computed(model, passes.make(some_rows(), CPU, padded=True))
     with attention.end_to_end(model, CPU, torch.float32) as laid:
@@ -38,8 +38,8 @@ def test_rows_end_to_end_have_the_loss_and_the_gradients_of_padded_rows(family: 
     assert off(laid_out[2], padded[2]) < 1e-6
 
 
-def test_a_window_a_family_has_is_at_work():
-    """Proves that the families' test would see a window that is not kept."""
+def test_the_sliding_window_of_a_family_has_an_effect():
+    """Otherwise the family's test would not detect a missing window."""
     model = a_model("mistral", torch.float64)
     batch = passes.make(some_rows(), CPU, padded=False)
     with attention.end_to_end(model, CPU, torch.float32):
@@ -50,8 +50,8 @@ def test_a_window_a_family_has_is_at_work():
     assert off(wide[2], narrow[2]) > 1e-3
 
 
-def test_the_loss_is_that_of_transformers():
-    """Proves that the mean over the supervised tokens is what Transformers computes from all logits."""
+def test_the_loss_equals_that_of_transformers():
+    """The mean over the supervised tokens is the one that Transformers computes from all logits."""
     model = a_model("llama", torch.float64)
     row = some_rows((30,))[0]
     expected = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
@@ -59,8 +59,8 @@ def test_the_loss_is_that_of_transformers():
     assert float(scores.loss.detach()) / passes.supervised(row) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
-def test_the_model_is_left_as_it_was():
-    """Proves that a model which was trained answers as before, without rows."""
+def test_the_model_is_restored_after_training():
+    """A trained model generates as before."""
     model = a_model("gemma3_text", torch.float32).eval()
     ids = torch.tensor([[5, 6, 7]])
     before = model(input_ids=ids).logits
@@ -77,8 +77,8 @@ def test_the_model_is_left_as_it_was():
         ({"use_bidirectional_attention": True}, "causal"),
     ],
 )
-def test_other_attention_gets_padded_rows(changes: dict[str, object], why: str):
-    """Proves that nothing is laid end to end that was not tested, or would be computed otherwise."""
+def test_unsupported_attention_uses_padded_rows(changes: dict[str, object], why: str):
+    """Rows are concatenated only with tested attention implementations."""
     config = a_model("llama", torch.float32).config
     settings = SimpleNamespace(**{"model_type": "llama", **config.to_dict(), **changes})
     name, reason = attention._choose(settings, CPU, torch.float32)
@@ -97,7 +97,7 @@ def test_other_attention_gets_padded_rows(changes: dict[str, object], why: str):
         ((7, 5), torch.float16, "llama", True, None),
     ],
 )
-def test_the_gpu_decides_about_the_kernel(
+def test_the_kernel_depends_on_the_gpu(
     monkeypatch: pytest.MonkeyPatch,
     capability: tuple[int, int],
     dtype: torch.dtype,
@@ -105,7 +105,7 @@ def test_the_gpu_decides_about_the_kernel(
     works: bool,
     expected: str | None,
 ):
-    """Proves that a T4, float32, and a kernel that fails its trial get padded rows."""
+    """A T4, float32, and a kernel that fails its check use padded rows."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
     monkeypatch.setattr(attention, "_self_test", lambda *_: None if works else "no compiler")
@@ -126,7 +126,7 @@ def a_varlen_kernel(
     window_size: tuple[int, int],
     enable_gqa: bool,
 ) -> torch.Tensor:
-    """What the documentation of PyTorch's kernel says, with one mask over all: tokens by heads by size of a head."""
+    """The documented behaviour of PyTorch's kernel, with one mask for all: tokens by heads by head size."""
     assert starts is starts_of_keys  # cuDNN asks for it
     assert longest == longest_of_keys == int(starts.diff().max())
     assert starts.dtype is torch.int32
@@ -141,8 +141,8 @@ def a_varlen_kernel(
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "llama", "mistral"])
-def test_the_kernel_of_gpus_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatch, family: str):
-    """Proves that shapes, windows, scale and shared heads are those of PyTorch's documentation."""
+def test_the_gpu_kernel_gets_the_documented_arguments(monkeypatch: pytest.MonkeyPatch, family: str):
+    """Shapes, windows, scale and shared heads are those of PyTorch's documentation."""
     monkeypatch.setattr(attention, "varlen_attn", a_varlen_kernel)
     model = a_model(family, torch.float64)
     batch = passes.make(some_rows(), CPU, padded=False)
@@ -155,8 +155,8 @@ def test_the_kernel_of_gpus_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("window", [None, WINDOW])
-def test_flex_attention_gives_the_same_for_soft_capped_scores(monkeypatch: pytest.MonkeyPatch, window: int | None):
-    """Proves mask, cap and shared heads; a CPU has the forward pass alone."""
+def test_flex_attention_is_equivalent_for_soft_capped_scores(monkeypatch: pytest.MonkeyPatch, window: int | None):
+    """Mask, cap and shared heads; on a CPU only the forward pass is available."""
     monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
@@ -169,12 +169,12 @@ def test_flex_attention_gives_the_same_for_soft_capped_scores(monkeypatch: pytes
 
 
 def blind_to_rows(*arguments: Any, rows: Rows, **settings: Any) -> Any:
-    """A kernel that takes all rows for one."""
+    """A kernel that ignores the borders of rows."""
     return attention._by_row(*arguments, rows=Rows.of((sum(rows.lengths),), rows.starts.device), **settings)
 
 
 def blind_to_windows(*arguments: Any, **settings: Any) -> Any:
-    """A kernel that lets a token see its whole row."""
+    """A kernel that ignores the sliding window."""
     return attention._by_row(*arguments, **{**settings, "sliding_window": None})
 
 
@@ -187,15 +187,15 @@ def blind_to_windows(*arguments: Any, **settings: Any) -> Any:
         (blind_to_windows, "differ by up to"),
     ],
 )
-def test_a_kernel_is_tried_before_it_is_used(kernel: attention.Attention, fault: str | None):
-    """Proves that one which fails, as PyTorch's does on CPUs, or computes something else is found out."""
+def test_a_kernel_is_checked_before_it_is_used(kernel: attention.Attention, fault: str | None):
+    """A kernel that raises, like PyTorch's on CPUs, or gives other results is detected."""
     config = a_model("gemma3_text", torch.float32).config
     found = attention._self_test(kernel, config, CPU, torch.bfloat16)
     assert found is None if fault is None else fault in str(found)
 
 
-def test_mixed_precision_reaches_the_kernel(monkeypatch: pytest.MonkeyPatch):
-    """Proves that float32 weights of head norms, as in a whole Qwen 3, do not hand the kernel float32."""
+def test_mixed_precision_applies_to_the_kernel(monkeypatch: pytest.MonkeyPatch):
+    """The float32 weights of head norms, as in Qwen 3, do not make its inputs float32."""
     seen = []
 
     def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **settings: Any) -> Any:
@@ -213,8 +213,8 @@ def test_mixed_precision_reaches_the_kernel(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("family", ["gemma2", "qwen3"])
 @pytest.mark.parametrize("score", [loss.score_at_once, loss.score_in_tiles])
 @pytest.mark.parametrize("attend", ["tunemill_by_row", "tunemill_varlen"])
-def test_the_host_waits_for_nothing(family: str, score: loss.Score, attend: str):
-    """Proves that forward and backward need no value: fake tensors have none to read."""
+def test_a_pass_has_no_host_sync(family: str, score: loss.Score, attend: str):
+    """Forward and backward passes work with fake tensors, which have no values."""
     rows = some_rows((10, 6))
     with FakeTensorMode():
         model = a_model(family, torch.float32)
@@ -231,29 +231,29 @@ AFTER_THE_HEAD = ["gemma2", "granite", "llama"]
 
 
 def are_the_same(at_once: Any, in_tiles: Any) -> None:
-    """Compare loss, right tokens and gradient."""
+    """Compare loss, number of right tokens and gradient."""
     assert in_tiles[0] == pytest.approx(at_once[0], rel=1e-5)
     assert in_tiles[1] == at_once[1]
     assert off(torch.as_tensor(in_tiles[2]), torch.as_tensor(at_once[2])) < 1e-4
 
 
 @pytest.mark.parametrize("family", AFTER_THE_HEAD)
-def test_both_losses_are_the_same(monkeypatch: pytest.MonkeyPatch, family: str):
-    """Proves that the loss of GPUs is that of CPUs, whatever comes after the head."""
+def test_the_losses_for_cpu_and_gpu_are_equal(monkeypatch: pytest.MonkeyPatch, family: str):
+    """Whatever follows the output head."""
     monkeypatch.setattr(loss, "_VOCABULARY_TILE", loss._VOCABULARY_TILE)
     are_the_same(*both_losses(family))
 
 
-def test_both_losses_are_the_same_with_the_kernels_of_gpus(monkeypatch: pytest.MonkeyPatch):
-    """Proves it for TRL's Triton kernels, which Triton's interpreter runs on a CPU."""
+def test_the_losses_for_cpu_and_gpu_are_equal_with_gpu_kernels(monkeypatch: pytest.MonkeyPatch):
+    """TRL's Triton kernels run on a CPU in Triton's interpreter."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for pair in in_own_process(both_losses_with_kernels, AFTER_THE_HEAD).result():
         are_the_same(*pair)
 
 
 @pytest.mark.parametrize("score", [loss.score_at_once, loss.score_in_tiles])
-def test_a_pass_without_a_supervised_token_costs_nothing(score: Callable[..., loss.Scores]):
-    """Proves that rows which teach nothing have a loss and gradients of zero."""
+def test_a_pass_without_a_supervised_token_has_zero_loss(score: Callable[..., loss.Scores]):
+    """Its gradients are zero too."""
     model = a_model("llama", torch.float32)
     found = computed(model, passes.make(some_rows((1, 3)), CPU, padded=True), score)
     assert found[:2] == (0.0, 0)

@@ -1,4 +1,4 @@
-"""The memory of answers, from a model's configuration."""
+"""The size of the key-value cache, from a model's configuration."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -40,8 +40,8 @@ SIZE: dict[str, Any] = {
     ],
     ids=lambda config: config.model_type,
 )
-def test_the_cache_has_the_size_that_the_configuration_tells(config: PretrainedConfig):
-    """Groups of heads, widths of heads and sliding windows: the bytes are those of the cache after a pass."""
+def test_the_cache_size_follows_from_the_configuration(config: PretrainedConfig):
+    """With grouped heads, head sizes and sliding windows, the bytes equal those of the cache after a pass."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     for length in (WINDOW // 2, 3 * WINDOW):
         with torch.inference_mode():
@@ -53,23 +53,23 @@ def test_the_cache_has_the_size_that_the_configuration_tells(config: PretrainedC
 
 
 def test_layers_that_share_a_cache_are_counted_once():
-    """Gemma 3n's last layers use what earlier ones keep."""
+    """Gemma 3n's last layers use the cache of earlier ones."""
     layers = ["full_attention", "sliding_attention"] * 3
     config = Gemma3nTextConfig(**SIZE, head_dim=8, sliding_window=WINDOW, num_kv_shared_layers=2, layer_types=layers)
     model = SimpleNamespace(config=config, dtype=torch.float16)
     assert cache_size(model).windows == (0, WINDOW, 0, WINDOW)
 
 
-def test_a_prompt_may_need_more_than_its_cache():
-    """Where attention holds the scores of all pairs, reading a long prompt is what decides; else writing may be."""
+def test_a_prompt_can_need_more_than_its_cache():
+    """If attention stores the scores of all pairs, a long prompt has the peak; otherwise decoding may have it."""
     size = CacheSize(token=10, windows=(0, 100), prompt_token=5, score=1, logits=3)
     assert size.cache(250) == 10 * (250 + 100)
     assert size.row(250, 260) == 3500 + 5 * 250 + 250**2 + 3
     assert size.row(10, 260) == 3600 + 2600 + 3
 
 
-def test_gemma_2_has_all_scores_in_memory():
-    """Its capped scores are what the kernels of other models never write out."""
+def test_gemma_2_stores_all_scores():
+    """Because of its soft-capped scores; kernels of other models never store them."""
     model = AutoModelForCausalLM.from_config(Gemma2Config(**SIZE, head_dim=8), attn_implementation="eager")
     assert cache_size(model).score > 0
     assert cache_size(AutoModelForCausalLM.from_config(LlamaConfig(**SIZE))).score == 0

@@ -1,6 +1,7 @@
-"""The values of Secrets are nowhere but in their files: canaries are planted, and all that stages leave is searched.
+"""Values of Secrets are only in their files: canary values are searched in everything that stages write.
 
-Good runs of all four stages, and runs that fail at each of them, with errors in which libraries quote what they sent.
+Successful runs of all four stages, and runs that fail at each of them, with errors in which libraries quote what they
+sent.
 """
 
 from pathlib import Path
@@ -34,7 +35,7 @@ CANARIES = [
 
 
 class Search:
-    """Runs stages and collects what they say."""
+    """Runs stages and collects their output."""
 
     def __init__(self, world: World, folder: Path) -> None:
         self.world = world
@@ -52,7 +53,7 @@ class Search:
         return ended.code
 
     def everything(self) -> dict[str, bytes]:
-        """Return logs, reports, all objects of the workspace and all that was pushed to the Hub, with their names."""
+        """Return logs, reports, all objects of the workspace and all content pushed to the Hub, with their names."""
         s3, found = self.world.s3(), dict(self.said)
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self.world.bucket):
             for item in page["Contents"]:
@@ -65,7 +66,7 @@ class Search:
 
 
 def test_no_value_of_a_secret_leaves_its_file(tmp_path: Path) -> None:
-    """Not in a log, a report, the workspace or the Hub, whether the run went well or ended in a traceback."""
+    """Neither in a log, a report, the workspace nor the Hub, for successful runs and for tracebacks."""
     with a_world(tmp_path / "world", cached_base("gemma2", steps=0)) as world:
         for purpose in ("dataset", "workspace"):
             for name, value in KEYS.items():

@@ -1,4 +1,4 @@
-"""Training that continues from a published adapter: on new rows, through the real stages."""
+"""Training that continues from a published adapter, on new rows, with the real stages."""
 
 import json
 import math
@@ -59,7 +59,7 @@ class Continued:
     evaluation: EvaluationFacts
 
     def history(self, run: TrainedRun) -> list[dict[str, float]]:
-        """Return what the training of a run logged."""
+        """Return the logged training history of a run."""
         output = self.folder / f"history-{run.train_key}"
         run.world.workspace().fetch(Stage.TRAIN, run.train_key, output)
         return [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()]
@@ -122,7 +122,7 @@ def an_adapter(base: Path, adapter: Adapter) -> Any:
 
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_the_weights_of_a_published_adapter_are_loaded(base: Path, method: str, tmp_path: Path) -> None:
-    """Given a file that PEFT wrote, a new adapter gets the same weights. Others are refused with the difference."""
+    """A new adapter gets the weights of PEFT's file. Other files are rejected with the difference."""
     adapter = ADAPTERS[method]
     published = an_adapter(base, adapter)
     published.save_pretrained(tmp_path)
@@ -144,8 +144,8 @@ def test_the_weights_of_a_published_adapter_are_loaded(base: Path, method: str, 
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
-def test_the_settings_that_fit_the_tensors_are_found_without_weights(base: Path, method: str) -> None:
-    """All linear layers are tried first. Tensors of another rank or base model fit nothing."""
+def test_the_settings_that_fit_the_tensors_are_found_from_shapes(base: Path, method: str) -> None:
+    """All linear layers are tried first. Tensors of another rank or base model fit none."""
     config, adapter = AutoConfig.from_pretrained(base), ADAPTERS[method]
     state = get_peft_model_state_dict(an_adapter(base, adapter))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -208,8 +208,8 @@ def test_training_starts_from_the_weights_of_the_adapter(continued: Continued, t
 
 
 @pytest.mark.learns
-def test_it_keeps_what_was_learnt_and_needs_fewer_steps(continued: Continued) -> None:
-    """It starts below the loss that training from the base model reaches after the same steps, and stays right."""
+def test_a_continued_training_needs_fewer_steps(continued: Continued) -> None:
+    """It starts below the loss of a training from the base model after the same steps, and stays right."""
     from_base = continued.history(continued.first)[STEPS - 1]["loss"]
     assert continued.history(continued.second)[0]["loss"] < from_base / 2
     exact = next(metric for metric in continued.evaluation.metrics if metric.name == "exact_match")
@@ -221,7 +221,7 @@ def test_it_keeps_what_was_learnt_and_needs_fewer_steps(continued: Continued) ->
 
 
 def test_old_held_out_rows_stay_held_out(continued: Continued, tmp_path: Path) -> None:
-    """New rows move no old one: what the first run held out, the second one does not train on."""
+    """Rows held out by the first run are not trained on by the second one."""
     held_out = []
     for run in (continued.first, continued.second):
         assert run.run.prepared is not None

@@ -1,4 +1,4 @@
-"""A step and a decoded token cost a GPU no more than before; `make bench-trainer` compares the costs."""
+"""GPU costs of a step and of a decoded token, as limits; `make bench-trainer` compares the costs."""
 
 import pytest
 from tunemill_dev.bench import counters
@@ -21,8 +21,8 @@ SLACK = 1.02
 
 
 @pytest.mark.parametrize("family", counters.FAMILIES)
-def test_a_step_costs_no_more_than_it_did(family: str):
-    """Proves that a step is one pass without padding, that the host waits for nothing, and how much is launched."""
+def test_the_cost_of_a_step_does_not_increase(family: str):
+    """A step is one pass without padding and host syncs, with a limited number of kernel launches."""
     found = counters.of_training(family, ("ours",))["ours"]
     assert found["passes_per_step"] == 1
     assert found["padding"] == 0
@@ -33,15 +33,15 @@ def test_a_step_costs_no_more_than_it_did(family: str):
 
 
 @pytest.mark.parametrize("family", counters.FAMILIES)
-def test_a_decoded_token_costs_no_more_than_it_did(family: str):
-    """Proves how much is launched, and how often the host waits, while replies are made."""
+def test_the_cost_of_a_decoded_token_does_not_increase(family: str):
+    """Limited kernel launches and host syncs during generation."""
     found = counters.of_decoding(family)
     assert found["kernels_per_token"] <= SLACK * KERNELS[family][1]
     assert found["syncs_per_token"] <= 1.1
 
 
-def test_the_loops_of_others_are_counted_alike():
-    """Proves that the counters see padding, waits and more passes where they are."""
+def test_the_counters_work_for_other_training_loops():
+    """They detect padding, host syncs and additional passes."""
     found = counters.of_training("qwen3")
     assert found["trl_defaults"]["padding"] > 0.3
     assert found["trl_defaults"]["syncs_per_step"] > 0

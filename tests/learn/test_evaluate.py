@@ -1,4 +1,4 @@
-"""Evaluate on a run that was really trained: the figures, the report, and what is not done twice."""
+"""Evaluate on a trained run: metrics, report, and reuse of earlier results."""
 
 import json
 import signal
@@ -21,8 +21,8 @@ def metrics(facts: EvaluationFacts) -> dict[str, MetricFacts]:
     return {metric.name: metric for metric in facts.metrics}
 
 
-def judgement(run: TrainedRun, into: Path) -> tuple[Report, list[dict]]:
-    """Return what evaluate left in the workspace: the report, and the lines of the cases."""
+def evaluate_output(run: TrainedRun, into: Path) -> tuple[Report, list[dict]]:
+    """Return the output of evaluate: the report, and the lines of the cases."""
     run.world.workspace().fetch(Stage.EVALUATE, keys.evaluate_key(run.train_key, run.run.spec), into)
     report = Report.model_validate_json((into / "report.json").read_text())
     return report, [json.loads(line) for line in (into / "cases.jsonl").open()]
@@ -38,8 +38,8 @@ def evaluated(run: TrainedRun) -> EvaluationFacts:
 
 
 @pytest.mark.learns
-def test_training_turns_no_call_into_the_right_call(extended_run: TrainedRun, tmp_path: Path):
-    """The base has never seen a call; the tuned model makes the right one, and abstains where it should."""
+def test_training_teaches_the_right_calls(extended_run: TrainedRun, tmp_path: Path):
+    """The base model makes none; the tuned model makes the right one, and abstains if none is expected."""
     facts = evaluated(extended_run)
     found = metrics(facts)
     assert found["abstention_accuracy"].cases >= 25, "too few cases for a share"
@@ -47,7 +47,7 @@ def test_training_turns_no_call_into_the_right_call(extended_run: TrainedRun, tm
     at_least("correct tool", found["tool_name_accuracy"].tuned, 0.5)
     at_least("exact match", found["exact_match"].tuned, 0.5)
     at_least("abstention", found["abstention_accuracy"].tuned, 0.6)
-    report, lines = judgement(extended_run, tmp_path)
+    report, lines = evaluate_output(extended_run, tmp_path)
     assert extended_run.run.prepared is not None
     assert report.rows == facts.rows == extended_run.run.prepared.dataset.evaluation_rows
     assert len(lines) == report.cases
@@ -62,8 +62,8 @@ def test_training_turns_no_call_into_the_right_call(extended_run: TrainedRun, tm
     assert float(found["ast_match"].tuned) >= float(found["exact_match"].tuned)
 
 
-def test_the_same_judgement_is_not_made_twice(extended_run: TrainedRun):
-    """A second pod finds the output and does nothing."""
+def test_an_existing_evaluation_is_reused(extended_run: TrainedRun):
+    """A second pod finds the output and exits."""
     first = evaluated(extended_run)
     ended = extended_run.stage(Stage.EVALUATE)
     assert ended.report is not None
@@ -73,14 +73,14 @@ def test_the_same_judgement_is_not_made_twice(extended_run: TrainedRun):
 
 @pytest.fixture(scope="module")
 def worse_run(extended_run: TrainedRun) -> TrainedRun:
-    """The same data, from which hardly anything was learnt."""
+    """A run on the same data with hardly any training."""
     run = extended_run.changed(training={"maxSteps": 2})
     assert run.stage(Stage.TRAIN).code == 0
     return run
 
 
-def test_a_base_is_asked_once(extended_run: TrainedRun, worse_run: TrainedRun):
-    """Another training of the same data judges its own adapter, and takes the base model's replies as they are."""
+def test_replies_of_the_base_model_are_reused(extended_run: TrainedRun, worse_run: TrainedRun):
+    """Another training on the same data evaluates only its own adapter."""
     before = evaluated(extended_run)
     ended = worse_run.stage(Stage.EVALUATE)
     assert ended.report is not None
@@ -93,8 +93,8 @@ def test_a_base_is_asked_once(extended_run: TrainedRun, worse_run: TrainedRun):
     assert f"total_replies={metrics(before)['finished_rate'].cases}" in ended.log
 
 
-def test_the_published_model_is_asked_for_the_same_rows(extended_run: TrainedRun, worse_run: TrainedRun):
-    """Its metrics next to a worse model equal its own; the evaluation without a rival has another key."""
+def test_the_published_model_is_evaluated_on_the_same_rows(extended_run: TrainedRun, worse_run: TrainedRun):
+    """Its metrics equal those of its own evaluation. Without a comparison the key differs."""
     alone = metrics(evaluated(extended_run))
     assert extended_run.run.prepared is not None
     rival = Rival(of=worse_run.train_key, prepare=extended_run.run.prepared.key, train=extended_run.train_key)
@@ -107,8 +107,8 @@ def test_the_published_model_is_asked_for_the_same_rows(extended_run: TrainedRun
     assert all(metric.published == "" for metric in metrics(evaluated(worse_run)).values())
 
 
-def test_a_published_model_that_is_gone_from_the_workspace_is_no_failure(extended_run: TrainedRun):
-    """There is nothing to compare with, and the gates decide alone."""
+def test_a_missing_published_model_is_not_a_failure(extended_run: TrainedRun):
+    """Nothing is compared, and only the gates decide."""
     assert extended_run.run.prepared is not None
     rival = Rival(of=extended_run.train_key, prepare=extended_run.run.prepared.key, train="0123456789abcdef")
     ended = replace(extended_run, run=extended_run.run.model_copy(update={"rival": rival})).stage(Stage.EVALUATE)
@@ -119,16 +119,16 @@ def test_a_published_model_that_is_gone_from_the_workspace_is_no_failure(extende
     assert "comparing with the base model only" in ended.log
 
 
-def test_fewer_rows_and_shorter_replies_are_another_judgement(extended_run: TrainedRun):
-    """The settings are in the key, and they are kept: three tokens finish no call."""
+def test_the_limits_of_rows_and_reply_length_are_in_the_key(extended_run: TrainedRun):
+    """They are respected: three tokens finish no call."""
     run = extended_run.changed(evaluation={"maxRows": 5, "maxNewTokens": 3})
     facts = evaluated(run)
     assert facts.rows == 5
     assert metrics(facts)["valid_call_rate"].tuned in {"0.0000", ""}
 
 
-def test_a_pod_that_is_drained_says_so(extended_run: TrainedRun):
-    """SIGTERM while replies are made ends in Interrupted within the grace period, and the next pod does it all."""
+def test_a_drained_pod_is_reported_as_interrupted(extended_run: TrainedRun):
+    """SIGTERM during generation ends the stage within the grace period, and the next pod starts over."""
     run = extended_run.changed(evaluation={"maxNewTokens": 400})
     sent = []
 
@@ -145,8 +145,8 @@ def test_a_pod_that_is_drained_says_so(extended_run: TrainedRun):
     assert ended.code == ExitCode.INTERRUPTED
 
 
-def test_without_the_training_there_is_nothing_to_judge(extended_run: TrainedRun):
-    """An output that vanished from the workspace is named; the operator trains again."""
+def test_a_missing_train_output_is_reported(extended_run: TrainedRun):
+    """The operator reruns train."""
     ended = extended_run.changed(training={"maxSteps": 77}).stage(Stage.EVALUATE)
     assert ended.report is not None
     assert ended.report.failure is not None
@@ -155,8 +155,8 @@ def test_without_the_training_there_is_nothing_to_judge(extended_run: TrainedRun
 
 @pytest.mark.long
 @pytest.mark.learns
-def test_a_base_that_knows_the_tags_is_judged_with_them(seed: int, tmp_path: Path):
-    """Reuse: nothing is added to the vocabulary, and the tuned model calls all the same."""
+def test_a_base_model_with_tags_is_evaluated_with_them(seed: int, tmp_path: Path):
+    """Reuse: no tokens are added, and the tuned model still makes calls."""
     with a_trained_run(tmp_path, Recipe("qwen3", ALL_TAGS).with_seed(seed)) as run:
         assert run.run.prepared is not None
         assert run.run.prepared.tokenizer_mode == "Reuse"

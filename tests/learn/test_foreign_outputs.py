@@ -1,4 +1,4 @@
-"""Who may write to the bucket, or serves a Hub, cannot make another run load what its spec does not name."""
+"""Other bucket users, and servers of a Hub, cannot make a run load content that its spec does not name."""
 
 import hashlib
 import json
@@ -40,10 +40,10 @@ def rewrite(world: World, change: Callable[[dict], None], **base_model: str) -> 
         ({}, {"datasetDigest": "1" * 64}, "expected the data in the manifest 0000"),
     ],
 )
-def test_train_loads_no_other_base_model_and_no_other_data(
+def test_train_rejects_a_modified_prepare_output(
     world: World, base: Path, tmp_path: Path, changed: dict[str, str], facts: dict[str, str], message: str
 ) -> None:
-    """Proves that whoever rewrites prepare's output gets a failed stage, and prepare is done again."""
+    """The stage fails, and prepare runs again."""
     prepared = prepare(world, base, tmp_path / "prepared", extend=True, count=20)
     rewrite(world, lambda manifest: manifest["facts"].update(facts), **changed)
     ended = run_stage(Stage.TRAIN, world, run_spec(world.spec(maxSteps=1), prepared), tmp_path / "work")
@@ -57,7 +57,7 @@ def test_train_loads_no_other_base_model_and_no_other_data(
 
 
 def serve_other_content(folder: Path, base: Path, name: str, old: bytes, new: bytes) -> None:
-    """Let the Hub serve other bytes under the same commit, as any server can that spec.hub.endpoint names."""
+    """Let the Hub serve other bytes under the same commit, as any server of spec.hub.endpoint could."""
     content = (base / name).read_bytes()
     assert len(old) == len(new)
     assert old in content
@@ -69,7 +69,7 @@ def serve_other_content(folder: Path, base: Path, name: str, old: bytes, new: by
 
 
 def run_prepare(world: World, work: Path) -> tuple[Ended, PreparedFacts]:
-    """Run prepare as a pod of its own, which has to succeed."""
+    """Run prepare as a separate pod, which has to succeed."""
     text = "".join(json.dumps(row) + "\n" for row in rows(60))
     world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=text.encode())
     ended = run_stage(Stage.PREPARE, world, run_spec(world.spec(maxSteps=1), None), work)
@@ -78,10 +78,8 @@ def run_prepare(world: World, work: Path) -> tuple[Ended, PreparedFacts]:
     return ended, ended.report.prepared
 
 
-def test_a_hub_that_serves_another_tokenizer_under_the_same_commit_gets_another_key(
-    world: World, base: Path, tmp_path: Path
-) -> None:
-    """Proves that what one team prepares from a Hub of its own is not taken for what others prepare from theirs."""
+def test_a_different_tokenizer_at_the_same_commit_changes_the_key(world: World, base: Path, tmp_path: Path) -> None:
+    """Outputs prepared from another Hub are not reused."""
     _, first = run_prepare(world, tmp_path / "first")
     again, same = run_prepare(world, tmp_path / "again")
     serve_other_content(tmp_path, base, "tokenizer_config.json", b'"<bos>"', b'"<eos>"')
@@ -95,8 +93,8 @@ def test_a_hub_that_serves_another_tokenizer_under_the_same_commit_gets_another_
     assert ended.report.executed
 
 
-def test_weights_that_prepare_has_not_seen_are_not_loaded(world: World, base: Path, tmp_path: Path) -> None:
-    """Proves that a Hub which names the sha256 of the real weights and serves others gets nothing trained."""
+def test_weights_with_another_digest_are_not_loaded(world: World, base: Path, tmp_path: Path) -> None:
+    """A Hub that announces the sha256 of the real weights but serves others is detected."""
     _, prepared = run_prepare(world, tmp_path / "prepare")
     content = (base / "model.safetensors").read_bytes()
     serve_other_content(tmp_path, base, "model.safetensors", content, content[:-4] + b"evil")

@@ -1,4 +1,4 @@
-"""The container contract, kept by a trainer that knows nothing of ours: what the page on own images promises."""
+"""The container contract, implemented by a custom trainer as documented."""
 
 import os
 import re
@@ -20,8 +20,8 @@ SCRIPT = Path(__file__).with_name("foreign_train.py")
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-image.md"
 
 
-def test_a_foreign_trainer_takes_the_place_of_train(tmp_path: Path) -> None:
-    """It gets the RunSpec that its pod gets; evaluate judges what it leaves, and publish pushes and proves it."""
+def test_a_custom_trainer_replaces_train(tmp_path: Path) -> None:
+    """It gets the RunSpec of its pod; evaluate judges its output, and publish pushes and verifies it."""
     with serve(tmp_path / "world", make_base(tmp_path / "base", "gemma2", steps=0)) as world:
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=json_lines(rows(60, seed=5)).encode())
         fields = world.spec().model_dump(mode="json", by_alias=True)
@@ -64,7 +64,7 @@ def test_a_foreign_trainer_takes_the_place_of_train(tmp_path: Path) -> None:
 
 
 def wrapper(folder: Path, run_spec: Path, report: Path) -> Path:
-    """Write the program of the page on own images, with the paths of this machine, and return it."""
+    """Write the program of the page about custom images, with paths of this machine, and return it."""
     (text,) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     for there, here in (
         ("/usr/local/own/train.py", SCRIPT),
@@ -81,10 +81,10 @@ def wrapper(folder: Path, run_spec: Path, report: Path) -> Path:
 
 
 def token(secrets: Path) -> str:
-    """Return the token that reads and writes."""
+    """Return the token with read and write access."""
     return (secrets / "hub-write" / "token").read_text()
 
 
-def test_the_foreign_trainer_is_foreign() -> None:
-    """It needs nothing of ours."""
+def test_the_custom_trainer_uses_no_code_of_tunemill() -> None:
+    """It imports none of its packages."""
     assert not re.findall(r"^\s*(?:from|import)\s+tunemill", SCRIPT.read_text(), re.MULTILINE)

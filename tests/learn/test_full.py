@@ -1,4 +1,4 @@
-"""Training a whole model: the format of its weights, the optimizer that moves them, and one model at a time later."""
+"""Full fine-tuning: weight format, optimizer, checkpoints, and memory of later stages."""
 
 import gc
 import os
@@ -40,7 +40,7 @@ RATE = 1e-5
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    """A base with random weights."""
+    """A base model with random weights."""
     return a_task(cached_base("qwen3", steps=0), tmp_path_factory.mktemp("raw"))
 
 
@@ -54,14 +54,14 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Task:
         (5_000_000_000, torch.float32, WIDE),
     ],
 )
-def test_a_model_of_8b_fits_a_gpu_of_80_gb(weights: int, dtype: torch.dtype, expected: object):
-    """Proves that weights are kept in FP32 with room, and in BF16 with an 8-bit optimizer where only that fits."""
+def test_an_8b_model_fits_on_an_80_gb_gpu(weights: int, dtype: torch.dtype, expected: object):
+    """Weights are FP32 if there is room, and BF16 with an 8-bit optimizer otherwise."""
     assert weight_format(weights, H100, dtype) == expected
 
 
 @pytest.mark.parametrize(("weights", "dtype"), [(15_000_000_000, torch.bfloat16), (8_030_000_000, torch.float32)])
-def test_a_model_that_fits_in_no_format_is_refused_before_it_is_loaded(weights: int, dtype: torch.dtype):
-    """Proves that the message has the MiB needed and found; only BF16 has a compact format."""
+def test_a_too_large_model_is_refused_before_it_is_loaded(weights: int, dtype: torch.dtype):
+    """The message has the needed and available MiB; only BF16 has a compact format."""
     needed = weights * (6 if dtype is torch.bfloat16 else 16) >> 20
     with pytest.raises(StageError, match=rf"needs at least {needed} MiB .*has 81559 MiB") as error:
         weight_format(weights, H100, dtype, "Set spec.adapter.method to LoRA.")
@@ -70,14 +70,14 @@ def test_a_model_that_fits_in_no_format_is_refused_before_it_is_loaded(weights: 
 
 
 def test_the_weights_of_a_model_are_counted_without_loading_it(raw: Task):
-    """Proves that the files' headers tell what the model has; tied layers count once."""
+    """From the headers of the files; tied layers count once."""
     model = models.load_base(raw.base, CPU, torch.float32)
     assert count_weights(raw.base) == sum(parameter.numel() for parameter in model.parameters())
     assert weight_format(10**12, CPU, torch.bfloat16) == WIDE
 
 
-def test_rounding_keeps_a_small_update_on_average():
-    """Proves that nothing is lost but noise, that what BF16 can hold stays as it is, and that no number is invented."""
+def test_stochastic_rounding_keeps_small_updates_on_average():
+    """Without bias; values representable in BF16 stay, and results are neighbours of the exact value."""
     torch.manual_seed(0)
     exact = torch.full((1 << 18,), 0.05) + torch.linspace(-1e-5, 1e-5, 1 << 18)
     rounded = torch.empty_like(exact, dtype=torch.bfloat16)
@@ -96,7 +96,7 @@ def test_rounding_keeps_a_small_update_on_average():
 
 
 def moved(optimizer_of: Any, dtype: torch.dtype) -> float:
-    """How far weights of 0.05 are after 100 steps at a usual rate."""
+    """The distance of weights of 0.05 after 100 steps at a usual rate."""
     torch.manual_seed(0)
     weights = nn.Parameter(torch.full((64, 128), 0.05, dtype=dtype))
     optimizer = optimizer_of([weights])
@@ -109,8 +109,8 @@ def moved(optimizer_of: Any, dtype: torch.dtype) -> float:
     return start - float(weights.detach().double().mean())
 
 
-def test_bf16_weights_move_only_with_stochastic_rounding():
-    """Proves why a compact run needs an optimizer of its own: AdamW's updates of 1e-5 are lost to rounding."""
+def test_bf16_weights_are_updated_only_with_stochastic_rounding():
+    """AdamW's updates of 1e-5 are lost to rounding."""
     exact = moved(lambda weights: torch.optim.AdamW(weights, lr=RATE, weight_decay=0), torch.float32)
     lost = moved(lambda weights: torch.optim.AdamW(weights, lr=RATE, weight_decay=0), torch.bfloat16)
     kept = moved(lambda weights: StochasticAdamW8bit(weights, lr=RATE, weight_decay=0), torch.bfloat16)
@@ -122,8 +122,8 @@ def test_bf16_weights_move_only_with_stochastic_rounding():
 COMPACT_RUN: dict[str, Any] = {"dtype": torch.bfloat16, "weights": COMPACT}
 
 
-def test_a_compact_run_follows_the_wide_one_with_a_third_of_the_state(raw: Task, tmp_path: Path):
-    """Proves that losses fall alike, that everything that is kept has the compact format, and how large it is."""
+def test_a_compact_run_has_similar_losses_with_a_third_of_the_state(raw: Task, tmp_path: Path):
+    """All stored tensors have the compact format and size."""
     settings: dict[str, Any] = {
         "count": 24,
         "batchSize": 4,
@@ -144,8 +144,8 @@ def test_a_compact_run_follows_the_wide_one_with_a_third_of_the_state(raw: Task,
     assert [format_of_checkpoint(folder / TRAINABLE_FILE) for folder in folders] == [COMPACT, WIDE]
 
 
-def test_a_compact_run_is_resumed_to_the_last_bit(raw: Task, tmp_path: Path):
-    """Proves that the 8-bit moments and the random numbers of the rounding are in the checkpoint."""
+def test_a_compact_run_resumes_bit_for_bit(raw: Task, tmp_path: Path):
+    """The 8-bit moments and the random state of the rounding are in the checkpoint."""
     settings: dict[str, Any] = {
         "count": 16,
         "batchSize": 4,
@@ -167,7 +167,7 @@ def test_a_compact_run_is_resumed_to_the_last_bit(raw: Task, tmp_path: Path):
 
 
 def saved(task: Task, method: str, folder: Path) -> Path:
-    """What train leaves of a method."""
+    """The files that train saves with a method."""
     result = task.train(folder / "run", adapter(method), task.model(), count=16, maxSteps=1)
     save_trained(result.model, BaseModel("acme/tiny", "1" * 40), task.tokenizer, folder / "trained", torch.float32)
     return folder / "trained"
@@ -175,7 +175,7 @@ def saved(task: Task, method: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("method", ["Full", "LoRA"])
 def test_base_and_tuned_model_are_never_in_memory_together(raw: Task, tmp_path: Path, method: str):
-    """Proves that a whole model takes the base model's place, and that an adapter uses the base that is there."""
+    """A full model replaces the base model, and an adapter uses the loaded base model."""
     trained = saved(raw, method, tmp_path)
     model = ModelLoader(raw.base, CPU, torch.float32)
     layer = weakref.ref(model.base().model.layers[0].mlp.up_proj)
@@ -198,10 +198,10 @@ def test_base_and_tuned_model_are_never_in_memory_together(raw: Task, tmp_path: 
     assert layer() is None
 
 
-def test_a_large_model_is_saved_in_pieces_and_the_last_best_stays_whole(
+def test_a_large_model_is_saved_in_shards_and_the_best_checkpoint_stays_complete(
     raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Proves that no file holds more than the host's memory takes, and that a checkpoint's files never change."""
+    """Shards fit into host memory, and files of a checkpoint never change."""
     monkeypatch.setattr("tunemill_trainer.learn.trainer._PIECE_BYTES", 200_000)
     model, path = raw.model(), tmp_path / "best.safetensors"
     save_trainable(model, path)
@@ -223,10 +223,10 @@ def test_a_large_model_is_saved_in_pieces_and_the_last_best_stays_whole(
     assert all(torch.equal(parameter, before[name] + 1) for name, parameter in model.named_parameters())
 
 
-def test_a_disk_without_room_for_two_checkpoints_is_found_before_the_first_step(
+def test_too_little_disk_for_two_checkpoints_is_reported_before_the_first_step(
     raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Proves that hours of training do not end at the first checkpoint; the message has the MiB needed and found."""
+    """The message has the needed and available MiB."""
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=10 << 20))
     weights = sum(parameter.numel() for parameter in raw.model().parameters())
@@ -236,8 +236,8 @@ def test_a_disk_without_room_for_two_checkpoints_is_found_before_the_first_step(
     assert "ephemeral-storage" in error.value.failure.remedy
 
 
-def test_one_checkpoint_stays_on_the_disk(raw: Task, tmp_path: Path):
-    """Proves that the pod's disk holds the newest checkpoint alone, whatever the workspace keeps."""
+def test_only_one_checkpoint_is_kept_on_disk(raw: Task, tmp_path: Path):
+    """The newest one, whatever the workspace keeps."""
     settings = Training.model_validate(
         {"batchSize": 16, "maxSteps": 3, "learningRate": "1e-4", "checkpoint": {"everySteps": 1, "keep": 9}}
     )

@@ -1,4 +1,4 @@
-"""Batched generation on a real model: the same replies as one by one, only faster."""
+"""Batched generation gives the same replies as single generation, but faster."""
 
 import random
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def loaded(folder: Path) -> tuple[Any, list[list[int]]]:
 def answer(
     model: Any, prompts: list[list[int]], tokens: int = 40, room: int = 1 << 30, usual: int = 0
 ) -> list[list[int]]:
-    """Generate with nothing that stops or counts, in this many bytes."""
+    """Generate without stop request and progress, within this many bytes."""
     decoding = Decoding((1, END_OF_TURN), 0, tokens, usual)
     return generate(
         model, prompts, decoding, check_stop=lambda: None, on_progress=lambda _: None, free=lambda _device: room
@@ -45,7 +45,7 @@ def answer(
 
 
 def room_for(model: Any, rows: int, prompts: list[list[int]], tokens: int = 40) -> int:
-    """Bytes in which this many of the longest prompts can be answered together."""
+    """The bytes in which this many of the longest prompts can be generated together."""
     longest = max(map(len, prompts))
     return int(rows * cache_size(model).row(longest, longest + max(tokens, SPAN)) / 0.8) + 1
 
@@ -62,17 +62,17 @@ def rows_of_passes(model: Any) -> Iterator[list[tuple[int, int]]]:
 
 
 def skilled() -> Path:
-    """A base that has learnt to answer and to end its turn."""
+    """A base model trained to answer and to end its turn."""
     return cached_base("qwen3", ALL_TAGS)
 
 
 def raw() -> Path:
-    """A base with random weights, for what every model does."""
+    """A base model with random weights."""
     return cached_base("qwen3", steps=0)
 
 
 def same(model: Any, prompt: list[int], one: list[int], other: list[int]) -> bool:
-    """Return whether two replies are equal, or first differ where both tokens are the most likely ones."""
+    """Return whether two replies are equal, or first differ at a tie of the most likely tokens."""
     if one == other:
         return True
     at = next(at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
@@ -85,7 +85,7 @@ def same(model: Any, prompt: list[int], one: list[int], other: list[int]) -> boo
     ("kind", "tags", "steps"),
     [("gemma2", (), STEPS), ("qwen3", ALL_TAGS, STEPS), ("gemma3", FUNCTION_GEMMA_TAGS, STEPS), ("llama", (), 60)],
 )
-def test_a_batch_answers_as_one_by_one(kind: str, tags: tuple[str, ...], steps: int):
+def test_batched_replies_equal_single_replies(kind: str, tags: tuple[str, ...], steps: int):
     """Neither padding, nor the company in a batch, nor the order changes a token, in a model that has learnt.
 
     Only a tie between two tokens may end otherwise, since a batch adds up in another order.
@@ -107,7 +107,7 @@ def test_a_batch_answers_as_one_by_one(kind: str, tags: tuple[str, ...], steps: 
 
 
 def test_a_reply_ends_with_its_stop_token():
-    """What follows the stop token in a batch, padding and all, is no part of the reply."""
+    """Later tokens of the batch, including padding, are not part of the reply."""
     model, prompts = loaded(skilled())
     replies = answer(model, prompts, tokens=60)
     finished = [reply for reply in replies if reply[-1] in (1, END_OF_TURN)]
@@ -115,8 +115,8 @@ def test_a_reply_ends_with_its_stop_token():
     assert all(token not in (0, 1, END_OF_TURN) for reply in finished for token in reply[:-1])
 
 
-def test_the_models_own_settings_do_not_speak():
-    """A base that asks for sampling and a repetition penalty, as Qwen's do, is decoded greedily all the same."""
+def test_the_models_generation_config_is_ignored():
+    """Decoding is greedy, also for models with sampling and a repetition penalty, such as Qwen's."""
     model, prompts = loaded(skilled())
     greedy = answer(model, prompts)
     model.generation_config = GenerationConfig(
@@ -128,8 +128,8 @@ def test_the_models_own_settings_do_not_speak():
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling")]
 )
-def test_after_a_lack_of_memory_all_that_is_left_is_cut_anew(monkeypatch: pytest.MonkeyPatch, error: RuntimeError):
-    """A GPU on which less fits than was thought is asked for too much once or twice, and not once a batch."""
+def test_after_an_oom_the_remaining_rows_get_smaller_batches(monkeypatch: pytest.MonkeyPatch, error: RuntimeError):
+    """A GPU with less memory than estimated fails once or twice, not once per batch."""
     model, prompts = loaded(raw())
     whole = answer(model, prompts, tokens=4)
     real, most, failed = model.generate, 3, 0
@@ -150,8 +150,8 @@ def test_after_a_lack_of_memory_all_that_is_left_is_cut_anew(monkeypatch: pytest
         answer(model, prompts, tokens=4)
 
 
-def test_what_was_said_before_a_lack_of_memory_is_kept(monkeypatch: pytest.MonkeyPatch):
-    """Rows go on from where they were: no answer is begun anew, and none is longer than allowed."""
+def test_tokens_before_an_oom_are_kept(monkeypatch: pytest.MonkeyPatch):
+    """Rows continue: no reply starts again, and none exceeds its maximum length."""
     model, prompts = loaded(raw())
     limit = SPAN + 8
     whole = answer(model, prompts, tokens=limit)
@@ -172,8 +172,8 @@ def test_what_was_said_before_a_lack_of_memory_is_kept(monkeypatch: pytest.Monke
     assert spans[:3] == [(longest, True), (longest + SPAN, False), (remaining + SPAN, True)]
 
 
-def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch):
-    """Passes get smaller when answers have ended, and no answer becomes another one."""
+def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch):
+    """Passes become smaller, and replies do not change."""
     model, prompts = loaded(skilled())
     prompts = prompts[:8]
     whole = answer(model, prompts)
@@ -191,8 +191,8 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch):
     assert decoded == sorted(decoded, reverse=True)
 
 
-def test_one_long_answer_makes_no_small_batches():
-    """Batches are sized for usual answers; a row for which memory is not enough later waits, and loses nothing."""
+def test_one_long_reply_does_not_reduce_the_batch_size():
+    """Batches are sized for usual replies; a row without memory later waits, and loses nothing."""
     assert usual_answer([10] * 18 + [900, 1000]) == 42
     model, prompts = loaded(raw())
     prompts = sorted(prompts, key=len)[:8]
@@ -207,8 +207,8 @@ def test_one_long_answer_makes_no_small_batches():
     assert min(rows for rows, _ in passes) < 6
 
 
-def test_generation_stops_within_a_batch():
-    """A pod that is drained does not finish its batch first."""
+def test_a_request_to_stop_ends_generation_within_a_batch():
+    """A drained pod does not finish its batch first."""
     model, prompts = loaded(raw())
     calls = 0
 

@@ -1,4 +1,4 @@
-"""What llama.cpp's real server makes of a GGUF file: the tokens, the probabilities and the calls of the model."""
+"""GGUF files in the real llama.cpp server: tokens, probabilities and calls."""
 
 import json
 from dataclasses import dataclass
@@ -197,8 +197,8 @@ def served_probable(url: str, prompt: list[int]) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_server_computes_what_transformers_computes(architecture: str, tmp_path: Path):
-    """For each architecture, the most probable tokens have the same probabilities, beyond the sliding window, too."""
+def test_the_server_has_the_probabilities_of_transformers(architecture: str, tmp_path: Path):
+    """For each architecture, also beyond the sliding window."""
     made = written(tmp_path, architecture, byte_level(_QWEN2))
     whole = made.prompt("The cats of Zoë in 東京, 12345 of them")
     with a_llama_server(made.path) as url:
@@ -219,8 +219,8 @@ def test_the_server_computes_what_transformers_computes(architecture: str, tmp_p
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_server_makes_the_same_tokens(name: str, tmp_path: Path):
-    """Of a text in the chat template, for each kind of tokenizer; each token is there once, and the BOS token, too."""
+def test_the_server_tokenizes_like_transformers(name: str, tmp_path: Path):
+    """A text in the chat template, for each kind of tokenizer, with exactly one BOS token."""
     made = written(tmp_path, "llama", TOKENIZERS[name]())
     with a_llama_server(made.path) as url:
         messages = {"messages": [{"role": "user", "content": HOSTILE}]}
@@ -233,8 +233,8 @@ def test_the_server_makes_the_same_tokens(name: str, tmp_path: Path):
     assert len(set(found)) > 30
 
 
-def test_quantized_weights_stay_near(tmp_path: Path):
-    """A file of a third of the size, whose name says the format, and in which each weight is near that of the model."""
+def test_quantized_weights_are_close_to_the_original(tmp_path: Path):
+    """The file has a third of the size, and the format in its name."""
     made = written(tmp_path, "llama", byte_level(_QWEN2), GgufQuantization.Q8_0)
     assert made.path.name == "tiny-Q8_0.gguf"
     assert made.path.stat().st_size < 0.4 * (tmp_path / "model.safetensors").stat().st_size
@@ -249,8 +249,8 @@ def test_quantized_weights_stay_near(tmp_path: Path):
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated"}}, "neither"),
     ],
 )
-def test_a_tokenizer_that_llama_cpp_lacks_is_refused(changes: dict[str, Any], named: str, tmp_path: Path):
-    """With what it does, before anything is written."""
+def test_an_unsupported_tokenizer_is_refused(changes: dict[str, Any], named: str, tmp_path: Path):
+    """With its properties, before anything is written."""
     saved(tmp_path, "llama", byte_level(_QWEN2))
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -269,8 +269,8 @@ def test_a_tokenizer_that_llama_cpp_lacks_is_refused(changes: dict[str, Any], na
         ({"model_type": "gemma2", "query_pre_attn_scalar": 144}, "scales queries by 144"),
     ],
 )
-def test_a_model_that_llama_cpp_computes_otherwise_is_refused(changes: dict[str, Any], named: str, tmp_path: Path):
-    """By what it is, before training."""
+def test_an_unsupported_model_is_refused(changes: dict[str, Any], named: str, tmp_path: Path):
+    """By its configuration, before training."""
     saved(tmp_path, "llama", byte_level(_QWEN2))
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -278,8 +278,8 @@ def test_a_model_that_llama_cpp_computes_otherwise_is_refused(changes: dict[str,
         gguf_file.refuse_inconvertible(tmp_path, added_tokens=0)
 
 
-def test_a_file_with_other_weights_or_texts_is_not_published(tmp_path: Path):
-    """One changed weight, another chat template, and a file that was cut are found."""
+def test_a_file_that_differs_from_the_model_is_not_published(tmp_path: Path):
+    """One changed weight, another chat template, and a truncated file are detected."""
     made = written(tmp_path, "gemma2", byte_level(_QWEN2))
     right = made.path.read_bytes()
     tensor = GGUFReader(made.path).tensors[5]
@@ -296,8 +296,8 @@ def test_a_file_with_other_weights_or_texts_is_not_published(tmp_path: Path):
         assert failed.value.reason is Reason.PROOF_FAILED
 
 
-def test_a_trained_model_is_published_as_gguf_and_llama_cpp_makes_its_calls(extended_run: TrainedRun, tmp_path: Path):
-    """Publish, download, serve: an OpenAI client gets the calls that evaluate judged, from its prompts."""
+def test_a_trained_model_is_published_as_gguf_and_served_by_llama_cpp(extended_run: TrainedRun, tmp_path: Path):
+    """An OpenAI client gets the calls of evaluate for the same prompts."""
     run = extended_run.changed(
         evaluation={"gates": [{"metric": "exact_match", "min": "0.2"}]},
         publish={"repository": "acme/local", "artifacts": ["Adapter", "GGUF"], "tag": "v1"},

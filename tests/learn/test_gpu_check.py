@@ -10,12 +10,12 @@ NAMES = {part.name: part for part in parts("cpu", small=True)}
 
 
 def run(folder: Path, *names: str) -> list[Result]:
-    """Run parts by their names; a busy machine may take longer than a GPU would."""
+    """Run parts by name, with a longer time limit, as the machine may be busy."""
     return list(run_parts([NAMES[name] for name in names], 1200, folder))
 
 
-def test_training_is_measured_as_on_a_gpu(tmp_path: Path) -> None:
-    """Proves that the real stages run offline on random weights, and that what they report is counted."""
+def test_training_is_measured_like_on_a_gpu(tmp_path: Path) -> None:
+    """The real stages run offline on random weights, and their reports are used."""
     (speed,) = run(tmp_path, "speed, small model")
     assert (speed.status, speed.reason) == ("passed", "")
     assert speed.figures["tokensPerSecond"] > 0
@@ -25,8 +25,8 @@ def test_training_is_measured_as_on_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_training_is_resumed_as_on_a_gpu(tmp_path: Path) -> None:
-    """Proves that a training which is stopped by a signal goes on; stages as pods run them are in test_train_resume."""
+def test_training_is_resumed_like_on_a_gpu(tmp_path: Path) -> None:
+    """A training stopped by a signal resumes; stages in pods are tested in test_train_resume."""
     (resumed,) = run(tmp_path, "resume after SIGTERM")
     assert (resumed.status, resumed.reason) == ("passed", "")
     assert resumed.figures["resumed from step"] == 3

@@ -1,4 +1,4 @@
-"""Model repositories that attack: code next to the weights, weights that are programs, commits that are paths."""
+"""Malicious model repositories: code next to the weights, pickled weights, commits with path characters."""
 
 import json
 import os
@@ -21,7 +21,7 @@ CPU = Device("cpu", "cpu")
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -46,8 +46,8 @@ def change(path: Path, **fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_code_beside_a_model_is_never_run(base: Path, tmp_path: Path) -> None:
-    """Whatever the configuration says of classes of its own, the library's are taken."""
+def test_code_in_a_model_repository_is_never_executed(base: Path, tmp_path: Path) -> None:
+    """The library's classes are used, whatever the configuration says."""
     change(base / "config.json", auto_map=dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "modeling_evil.Evil"))
     change(
         base / "tokenizer_config.json",
@@ -60,8 +60,8 @@ def test_code_beside_a_model_is_never_run(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["evil", "custom"])
-def test_a_model_that_needs_its_own_code_is_refused(base: Path, tmp_path: Path, kind: str) -> None:
-    """There is no field that would allow it."""
+def test_a_model_that_requires_custom_code_is_refused(base: Path, tmp_path: Path, kind: str) -> None:
+    """No field of the spec allows it."""
     change(base / "config.json", model_type=kind, auto_map={"AutoConfig": "configuration_evil.Evil"})
     with pytest.raises(StageError) as error:
         models.load_base(base, CPU, torch.float32)
@@ -70,8 +70,8 @@ def test_a_model_that_needs_its_own_code_is_refused(base: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_pickled_weights_are_never_opened(base: Path, tmp_path: Path, name: str) -> None:
-    """Nor under another name: weights are safetensors and nothing else."""
+def test_pickled_weights_are_never_loaded(base: Path, tmp_path: Path, name: str) -> None:
+    """Nor under another name: only safetensors are loaded."""
     (base / "model.safetensors").unlink()
     torch.save(Bomb(tmp_path / "mark"), base / name)
     with pytest.raises(StageError) as error:
@@ -80,7 +80,7 @@ def test_pickled_weights_are_never_opened(base: Path, tmp_path: Path, name: str)
     assert not (tmp_path / "mark").exists()
 
 
-def test_an_attention_from_the_hub_is_not_fetched(base: Path) -> None:
+def test_an_attention_kernel_from_the_hub_is_not_downloaded(base: Path) -> None:
     """A configuration may name a repository of kernels, which are programs."""
     change(base / "config.json", attn_implementation="evil/attention", _attn_implementation="evil/attention")
     with pytest.raises(StageError) as error:
@@ -89,7 +89,7 @@ def test_an_attention_from_the_hub_is_not_fetched(base: Path) -> None:
 
 
 def test_only_json_and_safetensors_are_downloaded() -> None:
-    """What is not there cannot be run."""
+    """Other files, such as code, are never on the disk."""
     asked: list[list[str]] = []
     reader = SimpleNamespace(download=lambda _commit, patterns: asked.append(patterns) or Path())
     hub = SimpleNamespace(model=lambda _id, _field: reader)
@@ -100,7 +100,7 @@ def test_only_json_and_safetensors_are_downloaded() -> None:
 
 @pytest.mark.parametrize("commit", ["../../../../etc", "a/b", "", "..", "c0ffee\n", "\u202e1"])
 def test_a_commit_that_is_a_path_is_refused(monkeypatch: pytest.MonkeyPatch, commit: str) -> None:
-    """It becomes a part of paths, and the server may be anybody's."""
+    """It becomes a part of paths, and the server is untrusted."""
     hub = Hub("https://hub.example.com", None)
     info = SimpleNamespace(sha=commit, siblings=[])
     for name in ("model_info", "dataset_info"):

@@ -1,4 +1,4 @@
-"""The parts of training by themselves: device and number format, the guard against divergence, the record of a run."""
+"""Units of training: device and number format, divergence detection, the training record."""
 
 import json
 import math
@@ -25,7 +25,7 @@ HISTORY = [
 
 
 def watched(losses: list[float], divergence: Divergence = Divergence.STOP) -> None:
-    """Show losses to the guard of a model with a thousand tokens, one a step."""
+    """Pass losses to the divergence detection of a model with a thousand tokens, one per step."""
     guard = DivergenceGuard(1000, divergence)
     for step, loss in enumerate(losses, start=1):
         state, arguments = SimpleNamespace(global_step=step), SimpleNamespace(learning_rate=0.3)
@@ -33,30 +33,30 @@ def watched(losses: list[float], divergence: Divergence = Divergence.STOP) -> No
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run(loss: float) -> None:
-    """Proves that it is found in the very log in which it shows, and that step and learning rate are named."""
+def test_a_nan_loss_ends_the_run(loss: float) -> None:
+    """At its first log entry, with step and learning rate."""
     with pytest.raises(StageError, match=r"step 3.*rate of 0\.3") as error:
         watched([2.0, 1.9, loss])
     assert error.value.reason == Reason.TRAINING_DIVERGED
     assert error.value.exit_code == 64
 
 
-def test_a_model_that_became_worse_than_guessing_ends_the_run() -> None:
-    """Proves that a run whose loss exploded without becoming infinite does not waste its hours."""
+def test_a_loss_above_that_of_guessing_ends_the_run() -> None:
+    """An exploded but finite loss does not waste hours."""
     with pytest.raises(StageError, match=r"above the loss of random guessing \(6\.908\)") as error:
         watched([2.0, 3.0, 7.5, 8.1, 9.0, 8.2, 8.8])
     assert 'learningRate "3e-2"' in error.value.failure.remedy
 
 
-def test_a_rising_loss_may_be_ignored_but_not_one_that_is_no_number() -> None:
-    """Proves what spec.training.divergence Ignore means."""
+def test_a_rising_loss_can_be_ignored_but_not_a_nan_loss() -> None:
+    """With spec.training.divergence Ignore."""
     watched([2.0, 3.0, 7.5, 8.1, 9.0, 8.2, 8.8], Divergence.IGNORE)
     with pytest.raises(StageError):
         watched([2.0, math.nan], Divergence.IGNORE)
 
 
 def saved_at(minutes: int, steps: list[float], every_steps: int = 10_000) -> list[int]:
-    """Return after which steps a checkpoint is saved, with steps that end at these minutes."""
+    """Return the steps at which a checkpoint is saved, with steps that end at these minutes."""
     seconds = 0.0
     callback = CheckpointsByTime(minutes, lambda: seconds)
     seconds = 3600.0  # the model is loaded
@@ -73,19 +73,19 @@ def saved_at(minutes: int, steps: list[float], every_steps: int = 10_000) -> lis
 
 
 def test_a_checkpoint_is_saved_when_the_last_one_is_too_old() -> None:
-    """Proves that a lost node costs minutes, however many steps spec.training.checkpoint.everySteps allows."""
+    """A lost node costs minutes, whatever spec.training.checkpoint.everySteps is."""
     assert saved_at(15, [5, 10, 15, 20, 29, 30, 31]) == [3, 6]
     assert saved_at(15, [14, 40, 41, 55.5]) == [2, 4], "a long step, and then counted from its checkpoint"
 
 
-def test_a_checkpoint_that_was_due_by_steps_counts() -> None:
-    """Proves that the two rules together save no more often than either asks for."""
+def test_a_checkpoint_by_steps_resets_the_timer() -> None:
+    """The two rules together do not save more often than either alone."""
     assert saved_at(15, [10, 20, 30, 40], every_steps=2) == [2, 4]
     assert saved_at(15, [10, 20, 30, 40, 50], every_steps=4) == [2, 4]
 
 
-def test_a_checkpoint_is_written_when_the_one_before_is_uploaded(tmp_path: Path) -> None:
-    """Proves that the trainer, which then removes the one before, never removes what is still read."""
+def test_a_checkpoint_is_written_after_the_previous_one_is_uploaded(tmp_path: Path) -> None:
+    """The trainer removes the previous one, which must not be read at that time."""
     done: list[str] = []
     uploads = SimpleNamespace(wait=lambda: done.append("waited"), put=lambda folder, _step: done.append(folder.name))
     callback = CheckpointUploads(uploads, 0.0)
@@ -98,8 +98,8 @@ def test_a_checkpoint_is_written_when_the_one_before_is_uploaded(tmp_path: Path)
     assert done == ["waited", "checkpoint-2"]
 
 
-def test_zero_minutes_save_after_steps_only() -> None:
-    """Proves that the rule can be turned off."""
+def test_zero_minutes_disable_checkpoints_by_time() -> None:
+    """Only the rule for steps applies."""
     assert saved_at(0, [60, 600, 6000]) == []
     assert saved_at(0, [60, 600, 6000], every_steps=2) == [2]
 
@@ -108,8 +108,8 @@ def test_zero_minutes_save_after_steps_only() -> None:
     ("rate", "best_rate", "expected"),
     [(0.3, 0.0, "3e-2"), (0.3, 0.3, "1e-1"), (0.3, 0.01, "5e-3"), (1e-4, 1e-9, "1e-6"), (2e-2, 1.5e-2, "6e-3")],
 )
-def test_the_rate_to_try_is_one_that_helped_in_the_warm_up(rate: float, best_rate: float, expected: str) -> None:
-    """Proves that it is always lower, has one digit, and follows the loss where the warm-up showed it."""
+def test_the_suggested_rate_worked_during_warm_up(rate: float, best_rate: float, expected: str) -> None:
+    """It is always lower, has one digit, and follows the loss of the warm-up."""
     assert rate_to_try(rate, best_rate) == expected
     assert float(expected) < rate
 
@@ -123,8 +123,8 @@ def test_the_rate_to_try_is_one_that_helped_in_the_warm_up(rate: float, best_rat
     ],
     ids=["single rows", "a short spike", "a start from random weights"],
 )
-def test_what_recovers_or_never_was_better_is_no_divergence(losses: list[float]) -> None:
-    """Proves that noise of small batches, a spike and a poor start do not end a run that would have succeeded."""
+def test_a_recovering_or_constantly_high_loss_is_no_divergence(losses: list[float]) -> None:
+    """Noise of small batches, a spike and a poor start do not end a run."""
     watched(losses)
 
 
@@ -132,8 +132,8 @@ def test_what_recovers_or_never_was_better_is_no_divergence(losses: list[float])
     ("precision", "expected"),
     [(Precision.AUTO, torch.float32), (Precision.FP32, torch.float32), (Precision.BF16, torch.bfloat16)],
 )
-def test_the_cpu_computes_in_fp32_unless_told(precision: Precision, expected: torch.dtype) -> None:
-    """Proves what Auto means without a GPU."""
+def test_the_cpu_computes_in_fp32_by_default(precision: Precision, expected: torch.dtype) -> None:
+    """For Auto without a GPU."""
     assert devices.dtype(precision, CPU) is expected
 
 
@@ -146,25 +146,25 @@ def test_the_cpu_computes_in_fp32_unless_told(precision: Precision, expected: to
         (True, Precision.FP32, torch.float32),
     ],
 )
-def test_a_gpu_computes_in_the_best_format_it_has(
+def test_a_gpu_computes_in_its_best_format(
     monkeypatch: pytest.MonkeyPatch, native: bool, precision: Precision, expected: torch.dtype
 ) -> None:
-    """Proves that Auto means BF16 where the GPU has it and FP16 else; an emulated BF16 is slow and does not count."""
+    """Auto is BF16 if the GPU supports it in hardware, and FP16 otherwise."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
     assert devices.dtype(precision, Device("cuda", "GPU")) is expected
 
 
 @pytest.mark.parametrize("device", [CPU, Device("cuda", "Old GPU")], ids=["cpu", "gpu"])
-def test_a_format_that_the_device_has_not_is_refused(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
-    """Proves that the message names the field and what would work."""
+def test_an_unsupported_format_is_refused(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+    """The message has the field and the supported formats."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(StageError, match=r"spec\.training\.precision .* expected") as error:
         devices.dtype(Precision.FP16 if device is CPU else Precision.BF16, device)
     assert error.value.reason == Reason.INVALID_SPEC
 
 
-def test_a_gpu_that_a_rank_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rank sees its own GPU only; the message says which one of the node that is."""
+def test_a_missing_gpu_of_a_rank_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank sees only its own GPU; the message has its index on the node."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(StageError, match=r"spec\.compute\.gpus requests 4 GPUs, but .* for GPU 3: ") as error:
         devices.choose(4, local_rank=3)
@@ -185,13 +185,13 @@ def test_a_gpu_that_a_rank_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_a_gpu_needs_kernels_of_its_major_version(capability: tuple[int, int], runs: bool) -> None:
-    """Proves that an older minor version is enough, and an older major version is not, by what the pinned wheel has."""
+    """An older minor version is enough, an older major version is not, for the architectures of the pinned wheel."""
     compiled_for = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
     assert devices.has_kernels(capability, compiled_for) is runs
 
 
-def test_intermediate_code_runs_on_newer_gpus_and_special_code_on_one_alone() -> None:
-    """Proves how the other names in a list of architectures are read."""
+def test_ptx_runs_on_newer_gpus_and_architecture_specific_code_on_one_only() -> None:
+    """The other names in a list of architectures."""
     assert devices.has_kernels((11, 0), ["sm_90", "compute_90"])
     assert not devices.has_kernels((8, 0), ["compute_90"])
     assert not devices.has_kernels((9, 1), ["sm_90a"])
@@ -199,8 +199,8 @@ def test_intermediate_code_runs_on_newer_gpus_and_special_code_on_one_alone() ->
     assert not devices.has_kernels((9, 0), ["unknown"])
 
 
-def test_a_gpu_without_kernels_is_refused_with_what_it_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proves that the message names the GPU, its compute capability and what is supported."""
+def test_a_gpu_without_kernels_is_refused_with_the_supported_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message has the GPU and its compute capability."""
     old = SimpleNamespace(name="Tesla V100-SXM2-16GB", total_memory=16 << 30, major=7, minor=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: old)
@@ -214,8 +214,8 @@ def test_a_gpu_without_kernels_is_refused_with_what_it_would_take(monkeypatch: p
 
 
 @pytest.mark.parametrize("family", sorted(devices.OUT_OF_RANGE_IN_FP16))
-def test_families_that_fp16_breaks_never_get_it(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    """Proves that Auto takes FP32 on a GPU without BF16, and that FP16 is refused on every GPU."""
+def test_families_without_fp16_support_never_get_it(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Auto is FP32 on a GPU without BF16, and FP16 is refused on every GPU."""
     gpu = Device("cuda", "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert devices.dtype(Precision.AUTO, gpu, family) is torch.float32
@@ -239,10 +239,10 @@ def test_families_that_fp16_breaks_never_get_it(monkeypatch: pytest.MonkeyPatch,
         (torch.float32, Quantization.NONE, ""),
     ],
 )
-def test_a_number_out_of_range_is_not_blamed_on_the_learning_rate(
+def test_an_fp16_overflow_is_not_blamed_on_the_learning_rate(
     number_format: torch.dtype, quantization: Quantization, field: str
 ) -> None:
-    """Proves that the remedy names what computes in FP16, and the learning rate only where nothing does."""
+    """The remedy names the FP16 setting, and the learning rate only if nothing computes in FP16."""
     guard = DivergenceGuard(1000, out_of_range=devices.fp16_remedy(number_format, quantization))
     state, arguments = SimpleNamespace(global_step=3), SimpleNamespace(learning_rate=1e-4)
     with pytest.raises(StageError) as error:
@@ -253,8 +253,8 @@ def test_a_number_out_of_range_is_not_blamed_on_the_learning_rate(
     assert field in said
 
 
-def test_the_record_is_whole_in_all_its_forms(tmp_path: Path) -> None:
-    """Proves that lines and TensorBoard events show the same run."""
+def test_the_record_is_complete_in_all_formats(tmp_path: Path) -> None:
+    """JSON lines and TensorBoard events have the same run."""
     measured = [{"step": 40, "epoch": 1.0, "held_out_loss": 0.5}]
     curve.write_record(HISTORY, measured, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
@@ -266,25 +266,25 @@ def test_the_record_is_whole_in_all_its_forms(tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / "held-out.jsonl").read_text().splitlines()] == measured
 
 
-def test_a_run_of_one_step_has_a_record_too(tmp_path: Path) -> None:
-    """Proves that nothing divides by the length of the run."""
+def test_a_run_of_one_step_has_a_record(tmp_path: Path) -> None:
+    """No division by the length of the run fails."""
     curve.write_record(HISTORY[:1], [], tmp_path)
     assert curve.mean_of_last_tenth(HISTORY[:1]) == HISTORY[0]["loss"]
 
 
 def test_the_reported_loss_is_that_of_the_last_tenth() -> None:
-    """Proves the figure of TrainedFacts.loss."""
+    """The value of TrainedFacts.loss."""
     assert curve.mean_of_last_tenth(HISTORY) == pytest.approx(sum(entry["loss"] for entry in HISTORY[-4:]) / 4)
 
 
-def test_the_clock_of_a_checkpoint_survives_its_journey(tmp_path: Path) -> None:
-    """Proves that the seconds of all attempts can be summed."""
+def test_the_elapsed_time_of_a_checkpoint_is_restored(tmp_path: Path) -> None:
+    """The seconds of all attempts can be summed."""
     checkpoints.write_clock(tmp_path, 12.3456)
     assert checkpoints.read_clock(tmp_path) == 12.346
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_new_rows_begin_as_the_mean_of_their_pieces_and_no_row_is_lost(tied: bool) -> None:
+def test_new_rows_are_initialized_with_the_mean_of_their_pieces(tied: bool) -> None:
     """Proves that an embedding larger than the vocabulary is not cut, and that each new row is the mean of others.
 
     Those are the pieces of the token; all rows where an older prepare has left no pieces, or only new tokens are such.

@@ -1,4 +1,4 @@
-"""A run that needs nothing but files of its machine: data, base model, outputs and release in folders."""
+"""A run with local files only: data, base model, outputs and release in folders."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ SPEC = {
 
 
 class Machine:
-    """A folder with a base model, rows and a manifest; no address can be reached from a run in it."""
+    """A folder with a base model, rows and a manifest; runs in it have no network."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.spec = folder, json.loads(json.dumps(SPEC))
@@ -37,7 +37,7 @@ class Machine:
         (folder / "data" / "notes.txt").write_text("no rows")
 
     def run(self) -> tuple[int, str, list[str]]:
-        """Return the exit code, what was printed, and the stages that were executed."""
+        """Return the exit code, the output, and the executed stages."""
         manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune", "metadata": {"name": "t"}}
         (self.folder / "finetune.yaml").write_text(yaml.safe_dump({**manifest, "spec": self.spec}))
         nowhere = dict.fromkeys(("HF_ENDPOINT", "AWS_ENDPOINT_URL", "HTTPS_PROXY"), "http://127.0.0.1:9")
@@ -55,7 +55,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 
 def test_the_release_loads_from_its_folder(machine: Machine) -> None:
-    """The adapter finds its base by the folder; the card, the report and the whole model are there."""
+    """The adapter refers to the folder of its base model; card, report and full model exist."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -70,8 +70,8 @@ def test_the_release_loads_from_its_folder(machine: Machine) -> None:
     AutoModelForCausalLM.from_pretrained(machine.folder / "result-merged" / "main")
 
 
-def test_nothing_is_done_twice(machine: Machine) -> None:
-    """The second run finds everything; a release that somebody removed is made again from what there is."""
+def test_existing_outputs_are_reused(machine: Machine) -> None:
+    """The second run reuses all outputs; a removed release is created again from them."""
     assert machine.run()[::2] == (0, [])
     (machine.folder / "result" / "main").unlink()
     assert machine.run()[::2] == (0, [Stage.PUBLISH])
@@ -88,8 +88,8 @@ def test_nothing_is_done_twice(machine: Machine) -> None:
         ("workspace", "uri", "./finetune.yaml", ExitCode.SPEC_WRONG, "{}/finetune.yaml"),
     ],
 )
-def test_a_wrong_path_is_named_with_its_field(machine: Machine, field, name, value, code, named) -> None:
-    """Nothing is trained before that is said."""
+def test_a_missing_path_is_reported_with_its_field(machine: Machine, field, name, value, code, named) -> None:
+    """Before anything is trained."""
     before = json.loads(json.dumps(machine.spec))
     machine.spec.setdefault(field, {})[name] = value
     found, printed, executed = machine.run()

@@ -1,4 +1,4 @@
-"""The estimate of a GPU's memory against the bytes that real runs of small models take, on the CPU."""
+"""The memory estimate compared with the bytes that real runs of small models allocate, on the CPU."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ LENGTHS = Lengths(longest=LENGTH, pass_tokens=ROWS * LENGTH, answer=20, supervis
 
 @dataclass
 class Taken:
-    """Bytes that a real training took, by what they were for."""
+    """Bytes of a real training, by purpose."""
 
     weights: int = 0
     trained: int = 0
@@ -39,7 +39,7 @@ class Taken:
 
 
 class Watch(TrainerCallback):
-    """Counts what is there when it is there."""
+    """Counts tensors when they exist."""
 
     def __init__(self, taken: Taken) -> None:
         self._taken = taken
@@ -50,14 +50,14 @@ class Watch(TrainerCallback):
         self._taken.gradients = sum(grad.nbytes for grad in grads)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:
-        """Count what is trained, and the optimizer's memory of it."""
+        """Count trained parameters and the state of the optimizer."""
         moments = [kept for state in given["optimizer"].state.values() for kept in state.values()]
         self._taken.optimizer = sum(moment.nbytes for moment in moments)
         self._taken.trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 
 def most_allocated(profiled: profile) -> int:
-    """The most bytes that the allocator of the CPU had given at once."""
+    """The peak of the CPU allocator in bytes."""
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -68,7 +68,7 @@ def most_allocated(profiled: profile) -> int:
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
-    """What is taken, of all steps of a training."""
+    """The bytes of all steps of a training."""
     found, step = Taken(), MicroBatchTrainer.training_step
 
     def profiled(trainer: Any, *given: Any, **named: Any) -> Any:
@@ -111,12 +111,12 @@ def train(base: Path, folder: Path, spec: FineTuneSpec, taken: Taken) -> None:
 
 
 def no_new_tokens(base: Path) -> Tokens:
-    """The vocabulary as it is."""
+    """The unchanged vocabulary."""
     return Tokens("Reuse", (), (1,), 0, AutoConfig.from_pretrained(base).vocab_size)
 
 
 def within(measured: int, estimated: int, share: float) -> bool:
-    """Tell whether an estimate is right up to a share of what was measured."""
+    """Return whether an estimate is within a share of the measurement."""
     return abs(estimated - measured) <= share * measured
 
 
@@ -132,10 +132,10 @@ def within(measured: int, estimated: int, share: float) -> bool:
         ("gemma2", "LoRA", "FP32", "NF4"),
     ],
 )
-def test_each_part_is_what_a_run_takes(
+def test_each_part_of_the_estimate_matches_a_run(
     tmp_path: Path, taken: Taken, kind: str, method: str, precision: str, quantization: str
 ):
-    """Proves weights, trained parameters, gradients, optimizer state and the peak of a pass to 20 %."""
+    """Weights, trained parameters, gradients, optimizer state and the peak of a pass, within 20 %."""
     base, spec = cached_base(kind, steps=0), a_spec(method, precision, quantization)
     train(base, tmp_path, spec, taken)
     need = estimate(AutoConfig.from_pretrained(base), spec, 0, LENGTHS, fused=False).train[0]
@@ -148,12 +148,12 @@ def test_each_part_is_what_a_run_takes(
 
 
 def of_a_pass(need: Need) -> int:
-    """What is there in a forward and a backward pass alone."""
+    """The bytes of a forward and a backward pass only."""
     return sum(need.parts.get(name, 0) for name in ("activations", "autocast copies", "backward pass", "output head"))
 
 
-def test_checkpointing_is_estimated_too(tmp_path: Path, taken: Taken, monkeypatch: pytest.MonkeyPatch):
-    """Proves that with checkpointing each layer keeps its input, and one layer at a time all that it needs."""
+def test_activation_checkpointing_is_estimated(tmp_path: Path, taken: Taken, monkeypatch: pytest.MonkeyPatch):
+    """Each layer keeps its input, and one layer at a time all activations."""
     base, spec = cached_base("qwen3", steps=0), a_spec("LoRA", "FP32", "None")
     monkeypatch.setattr(
         sft, "MemorySettings", partial(memory_settings.MemorySettings, checkpointing=memory_settings.Checkpointing.FULL)
@@ -174,8 +174,8 @@ LLAMA_8B = LlamaConfig(
 )
 
 
-def test_the_figures_of_a_large_model_are_those_that_can_be_worked_out():
-    """Proves that one layer stands for all: Llama 3.1 8B has 8.03 billion weights, and its cache 128 KiB a token."""
+def test_the_estimate_of_a_large_model_matches_known_values():
+    """Llama 3.1 8B has 8.03 billion weights, and its cache needs 128 KiB per token."""
     lengths = Lengths(2048, 16_384, 100, 0.25)
     found = {
         (method, quantization): estimate(LLAMA_8B, a_spec(method, "BF16", quantization), 0, lengths)
@@ -201,7 +201,7 @@ def test_the_figures_of_a_large_model_are_those_that_can_be_worked_out():
 
 
 def test_rows_of_new_tokens_are_counted():
-    """Proves that each has one row, and a second one where the output head has weights of its own."""
+    """Each token has one row, and a second one if the output head has separate weights."""
     none, some = (
         estimate(LLAMA_8B, a_spec("LoRA", "BF16", "None"), added, LENGTHS).train[0].parts["trained parameters"]
         for added in (0, 3)
@@ -209,8 +209,8 @@ def test_rows_of_new_tokens_are_counted():
     assert some - none == 4 * 3 * 2 * 4096
 
 
-def test_a_model_that_cannot_be_estimated_is_named():
-    """Proves that neither strange code nor a hostile configuration ends anything but the estimate."""
+def test_a_model_that_cannot_be_estimated_is_reported():
+    """Unknown code or a malicious configuration ends only the estimate."""
     many = LlamaConfig(num_hidden_layers=10**6)
     for config in (many, GPT2Config(n_layer=2)):
         with pytest.raises(UnknownMemoryError):

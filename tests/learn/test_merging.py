@@ -12,7 +12,7 @@ SAMPLES = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3], [5, 8, 9, 7, 9], [3]]
 
 
 def tuned(dtype: torch.dtype) -> Any:
-    """A base with an adapter that changes it, the same at every call."""
+    """A base model with an adapter that changes it, the same at every call."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
@@ -26,8 +26,8 @@ def tuned(dtype: torch.dtype) -> Any:
 
 
 @pytest.mark.parametrize("dtype", merging.BOUNDS)
-def test_a_merged_model_that_says_the_same_decodes(dtype: torch.dtype):
-    """In every number format the adapter is gone, and the logits differ by rounding alone."""
+def test_an_equivalent_merged_model_is_used_for_decoding(dtype: torch.dtype):
+    """In every number format the adapter is removed, and the logits differ by rounding only."""
     model, how = merging.for_decoding(lambda: tuned(dtype), SAMPLES, quantised=False)
     assert not isinstance(model, PeftModel)
     assert how.startswith("merged: mean difference of log-probabilities")
@@ -38,7 +38,7 @@ def test_a_merged_model_that_says_the_same_decodes(dtype: torch.dtype):
     assert float((found - expected).abs().max()) < rounding[dtype]
 
 
-def test_a_merged_model_that_says_something_else_does_not_decode(monkeypatch: pytest.MonkeyPatch):
+def test_a_differing_merged_model_is_not_used_for_decoding(monkeypatch: pytest.MonkeyPatch):
     """The adapter is loaded again, since merging has changed the weights of the first one."""
     calls = 0
 
@@ -56,8 +56,8 @@ def test_a_merged_model_that_says_something_else_does_not_decode(monkeypatch: py
     assert torch.equal(model(input_ids=ids).logits, tuned(torch.float32)(input_ids=ids).logits)
 
 
-def test_quantised_bases_and_whole_models_are_left_as_they_are():
-    """There is nothing to merge, or nothing to merge it into."""
+def test_quantized_base_models_and_full_models_are_not_merged():
+    """There is nothing to merge, or no weights to merge into."""
     model, how = merging.for_decoding(lambda: tuned(torch.float32), SAMPLES, quantised=True)
     assert isinstance(model, PeftModel)
     assert how == "not merged: the base model is quantized"

@@ -1,4 +1,4 @@
-"""Every method, and every kind of base: from a model that cannot call to one that can, saved and loaded the same."""
+"""Every method with every kind of base model: from a model without calls to one with calls, saved and loaded."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -70,10 +70,10 @@ def difference(task: Task, one: Any, other: Any) -> float:
     ],
     ids=["AdaLoRA", "Full", "IA3", "NF4 and rsLoRA", "Int8"],
 )
-def test_the_loss_falls_and_what_is_saved_answers_as_what_was_trained(
+def test_the_loss_decreases_and_the_saved_model_equals_the_trained_one(
     tmp_path: Path, adapter: Adapter, quantization: Quantization, rate: str
 ):
-    """Proves that every method trains, new tokens and all, and that nothing of it is lost in the files."""
+    """For every method, with new tokens."""
     task = a_task(cached_base("qwen3", steps=0), tmp_path)
     result = task.train(
         tmp_path / "run", adapter, task.model(quantization), count=16, maxSteps=8, learningRate=rate, warmupRatio="0"
@@ -88,7 +88,7 @@ def test_the_loss_falls_and_what_is_saved_answers_as_what_was_trained(
 
 @pytest.mark.learns
 @pytest.mark.parametrize(("adapter", "quantization", "extend", "training"), LEARNING)
-def test_a_base_that_cannot_call_learns_to(
+def test_a_base_model_without_calls_learns_calls(
     tmp_path: Path,
     adapter: Adapter,
     quantization: Quantization,
@@ -96,7 +96,7 @@ def test_a_base_that_cannot_call_learns_to(
     training: dict[str, object],
     seed: int,
 ):
-    """Proves that the method trains, new tokens and all, and that what is saved answers as what was trained."""
+    """With new tokens, and the saved model generates like the trained one."""
     task = a_skilled_task(tmp_path, extend=extend)
     model = task.model(quantization)
     assert task.exact(model, 16) == 0
@@ -109,7 +109,7 @@ def test_a_base_that_cannot_call_learns_to(
 
 @pytest.mark.long
 @pytest.mark.learns
-def test_ia3_teaches_a_base_that_calls_to_call_as_servers_read_it(tmp_path: Path, seed: int):
+def test_ia3_teaches_the_call_format_of_the_server(tmp_path: Path, seed: int):
     """Proves that a few kilobytes of factors turn calls that no server reads into calls that it does.
 
     Factors strengthen and weaken what is there. Of a base that never wrote a tool's name they make one that writes

@@ -1,4 +1,4 @@
-"""Multimodal base models, tiny ones of the real architectures: their language model is trained, the rest is kept."""
+"""Tiny multimodal base models of the real architectures: only their language model is trained."""
 
 import ast
 import json
@@ -163,7 +163,7 @@ def is_other(name: str) -> bool:
 def test_an_adapter_of_the_language_model_is_trained_saved_and_merged(
     family: Family, task: Task, tmp_path: Path
 ) -> None:
-    """The adapter loads by AutoPeftModel, and the merged model has the class and the other parts of its base."""
+    """The adapter loads with AutoPeftModel; the merged model has the class and the other parts of its base model."""
     model = task.model()
     kind = type(model)
     assert kind.__name__.endswith("ForConditionalGeneration")
@@ -216,8 +216,8 @@ def served_name(family: Family, tensor: str) -> str:
 
 
 @pytest.mark.parametrize("family", [FAMILIES["Gemma 3"], FAMILIES["Llama 4"]], ids=["tied head", "separate head"])
-def test_full_trains_the_language_model_only(family: Family, task: Task, tmp_path: Path) -> None:
-    """The other parts are neither trained nor in the memory of the optimizer."""
+def test_full_fine_tuning_trains_the_language_model_only(family: Family, task: Task, tmp_path: Path) -> None:
+    """Other parts are neither trained nor in the optimizer state."""
     model = task.model()
     language_part.freeze_other_parts(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -231,8 +231,8 @@ def test_full_trains_the_language_model_only(family: Family, task: Task, tmp_pat
 
 
 @each_family
-def test_text_alone_is_computed_as_by_the_language_model_alone(family: Family) -> None:
-    """The wrapper's positions and masks change nothing, and the loss of GPUs is that of CPUs."""
+def test_text_only_input_gives_the_results_of_the_language_model(family: Family) -> None:
+    """The wrapper's positions and masks change nothing, and the losses for CPU and GPU are equal."""
     model = a_model(family, 128).eval()
     batch = passes.make(some_rows((12, 9)), torch.device("cpu"), padded=True)
     whole, tiled = loss.score_at_once(model, batch), loss.score_in_tiles(model, batch)
@@ -267,8 +267,8 @@ def test_modules_of_the_same_name_in_other_parts_get_no_adapter(method: dict[str
     assert all("language_model.layers." in name for name in trained)
 
 
-def test_a_multimodal_base_runs_through_all_stages(tmp_path: Path) -> None:
-    """From rows to an adapter and a merged model that users and servers can load; the learning rate is recorded."""
+def test_a_multimodal_base_model_runs_through_all_stages(tmp_path: Path) -> None:
+    """The adapter and the merged model can be loaded by users and servers; the learning rate is recorded."""
     text_base = cached_base("gemma3", ALL_TAGS, steps=0)
     model = a_model(FAMILIES["Gemma 3"], AutoConfig.from_pretrained(text_base).vocab_size)
     model.save_pretrained(tmp_path / "base")

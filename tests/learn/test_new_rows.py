@@ -52,7 +52,7 @@ def a_base(family: str, *, tied: bool) -> Any:
 
 
 def wrapped(base: Any, *, in_place: bool, tied: bool) -> Any:
-    """The base with an adapter whose new rows have been trained already."""
+    """The base model with an adapter whose new rows are already trained."""
     names = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
     torch.manual_seed(1)
     model = get_peft_model(
@@ -131,8 +131,8 @@ class Counted(TorchDispatchMode):
 @TIED
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("fused", [False, True], ids=["whole head", "fused head"])
-def test_losses_and_gradients_are_those_of_pefts_layer(family: str, tied: bool, fused: bool):
-    """Proves it for soft caps and scales of logits and of embeddings, and for tied and untied heads."""
+def test_losses_and_gradients_equal_those_of_pefts_layer(family: str, tied: bool, fused: bool):
+    """With soft caps and scales of logits and of embeddings, and with tied and untied heads."""
     ours, theirs = (wrapped(a_base(family, tied=tied), in_place=in_place, tied=tied) for in_place in (True, False))
     losses = []
     for model in (ours, theirs):
@@ -144,8 +144,8 @@ def test_losses_and_gradients_are_those_of_pefts_layer(family: str, tied: bool, 
 
 
 @TIED
-def test_rows_that_the_optimizer_moved_are_used_in_the_next_pass(tied: bool):
-    """Proves that a run of several steps, with several passes each, is PEFT's."""
+def test_updated_rows_are_used_in_the_next_pass(tied: bool):
+    """A run of several steps with several passes each equals PEFT's."""
     runs = []
     for in_place in (True, False):
         model = wrapped(a_base("gemma2", tied=tied), in_place=in_place, tied=tied)
@@ -165,8 +165,8 @@ def test_rows_that_the_optimizer_moved_are_used_in_the_next_pass(tied: bool):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fused", [False, True], ids=["whole head", "fused head"])
-def test_a_base_in_16_bits_sees_the_same_rows(dtype: torch.dtype, fused: bool):
-    """Proves that rows of 32 bits are rounded as PEFT rounds them, and that gradients differ by rounding alone."""
+def test_a_16_bit_base_model_uses_rounded_rows(dtype: torch.dtype, fused: bool):
+    """Rows of 32 bits are rounded as by PEFT, and gradients differ by rounding only."""
     models = [
         wrapped(a_base("gemma2", tied=True).to(dtype), in_place=in_place, tied=True) for in_place in (True, False)
     ]
@@ -185,8 +185,8 @@ def test_a_base_in_16_bits_sees_the_same_rows(dtype: torch.dtype, fused: bool):
     assert float((rows[0] - rows[1]).norm()) < 0.02 * float(rows[1].norm())
 
 
-def test_checkpointed_layers_change_nothing():
-    """Proves that what is recomputed in the backward pass sees the same rows."""
+def test_activation_checkpointing_changes_no_result():
+    """Recomputation in the backward pass uses the same rows."""
     results = []
     for checkpointing in (False, True):
         model = wrapped(a_base("gemma3", tied=True), in_place=True, tied=True).train()
@@ -200,8 +200,8 @@ def test_checkpointed_layers_change_nothing():
 
 @TIED
 @pytest.mark.parametrize("fused", [False, True], ids=["whole head", "fused head"])
-def test_no_vocabulary_matrix_is_made(tied: bool, fused: bool):
-    """Proves that training allocates no matrix of the vocabulary's size, where PEFT's layer makes several."""
+def test_no_vocabulary_matrix_is_allocated(tied: bool, fused: bool):
+    """PEFT's layer allocates several during training."""
     counted = {}
     for in_place in (True, False):
         model = wrapped(a_base("gemma2", tied=tied), in_place=in_place, tied=tied)
@@ -215,8 +215,8 @@ def test_no_vocabulary_matrix_is_made(tied: bool, fused: bool):
 
 
 @TIED
-def test_a_decoded_token_costs_what_it_costs_in_the_base(tied: bool, tmp_path: Path):
-    """Proves that an adapter is loaded with its rows in the matrix: no kernel more for them, and PEFT's own logits."""
+def test_a_decoded_token_has_the_cost_of_the_base_model(tied: bool, tmp_path: Path):
+    """The rows are loaded into the matrix: no additional kernel, and PEFT's own logits."""
     trained = wrapped(a_base("gemma2", tied=tied), in_place=True, tied=tied)
     trained.save_pretrained(tmp_path, save_embedding_layers=False)
     theirs = PeftModelForCausalLM.from_pretrained(a_base("gemma2", tied=tied), tmp_path).eval()
@@ -239,8 +239,8 @@ def test_a_decoded_token_costs_what_it_costs_in_the_base(tied: bool, tmp_path: P
 
 
 @TIED
-def test_what_is_saved_is_what_peft_saves(tied: bool, tmp_path: Path):
-    """Proves that AutoPeft loads it without knowing of us, that it merges, and that a checkpoint restores the rows."""
+def test_the_saved_adapter_equals_that_of_peft(tied: bool, tmp_path: Path):
+    """AutoPeft loads it, it can be merged, and a checkpoint restores the rows."""
     base = a_base("gemma2", tied=tied)
     base.save_pretrained(tmp_path / "base")
     model = wrapped(base, in_place=True, tied=tied)

@@ -1,4 +1,4 @@
-"""Memory that is not enough, in all its forms: recognised, answered with less at once, or explained."""
+"""Out-of-memory errors in all forms: recognised, handled with smaller passes, or explained."""
 
 import gc
 import json
@@ -54,8 +54,8 @@ def caused(error: BaseException) -> RuntimeError:
 
 
 @every_form
-def test_every_form_is_recognised_also_behind_another_error(error: Callable[[], Exception]):
-    """Proves that what a library raises, and what a compiler wraps around it, are taken for what they are."""
+def test_every_form_of_oom_is_recognised_also_if_wrapped(error: Callable[[], Exception]):
+    """Errors of libraries, and errors that a compiler wraps around them."""
     assert is_out_of_memory(error())
     assert is_out_of_memory(caused(error()))
 
@@ -70,8 +70,8 @@ def test_every_form_is_recognised_also_behind_another_error(error: Callable[[], 
     ],
     ids=["shared memory of a block", "illegal access", "shapes", "another class"],
 )
-def test_nothing_else_is(error: Exception):
-    """Proves that an error which less work at once cannot heal is not hidden by trying again."""
+def test_other_errors_are_not_recognised_as_oom(error: Exception):
+    """An error that smaller passes cannot fix is not retried."""
     assert not is_out_of_memory(error)
     with pytest.raises(type(error)):
         attempt(lambda: raised(error))
@@ -82,8 +82,8 @@ def raised(error: Exception) -> None:
     raise error
 
 
-def test_the_figures_of_an_error_are_read():
-    """Proves that what was needed and what was there is known, in MiB."""
+def test_the_sizes_in_an_error_are_parsed():
+    """The needed and the available memory in MiB."""
     found = shortage_of(FORMS["PyTorch's allocator"]())
     assert (found.requested, found.allocated, found.free, found.reserved) == (1536, 20480, 256, 512)
     assert (found.needed, found.available, found.capacity) == (22016, 21248, 22508)
@@ -93,8 +93,8 @@ def test_the_figures_of_an_error_are_read():
     assert shortage_of(FORMS["cuBLAS"]()).needed == 0
 
 
-def test_a_failed_attempt_holds_nothing():
-    """Proves that the tensors of the frames that an error went through are gone before anything is tried again."""
+def test_a_failed_attempt_releases_its_tensors():
+    """Those in the frames of the traceback are freed before the next attempt."""
     left: list[weakref.ref[torch.Tensor]] = []
 
     def work() -> None:
@@ -111,7 +111,7 @@ def test_a_failed_attempt_holds_nothing():
 
 
 def test_the_ladder_ends_with_single_rows():
-    """Proves the order of the rungs, each of which needs less memory than the one before."""
+    """Each rung needs less memory than the one before."""
     rung: MemorySettings | None = MemorySettings(4000, 8000)
     seen = []
     for smaller in (2000, 2000, 2000, 1000, None):
@@ -123,7 +123,7 @@ def test_the_ladder_ends_with_single_rows():
 
 
 def test_a_resumed_run_starts_at_the_lower_rung():
-    """Proves that neither what a checkpoint knows nor what the operator knows of killed pods is forgotten."""
+    """From the checkpoint, and from the operator's count of OOM kills."""
     known, planned = MemorySettings(4000, 8000, Checkpointing.FULL), MemorySettings(2000, 9000)
     assert planned.minimum_with(known) == known.minimum_with(planned) == MemorySettings(2000, 8000, Checkpointing.FULL)
     assert MemorySettings.from_json(json.loads(json.dumps(known.to_json()))) == known
@@ -169,7 +169,7 @@ class SmallDevice:
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    """A base with random weights, for what does not need to be learnt."""
+    """A base model with random weights."""
     return a_task(cached_base("qwen3", steps=0), tmp_path_factory.mktemp("raw"))
 
 
@@ -184,7 +184,7 @@ def figures(history: list[dict]) -> list[tuple[float, float]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(raw: Task, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The run on a device with room."""
+    """The run on a device with enough memory."""
     return raw.train(tmp_path_factory.mktemp("whole"), adapter("LoRA", **WITHOUT_DROPOUT), raw.model(), **SETTINGS)
 
 
@@ -192,10 +192,10 @@ def undisturbed(raw: Task, tmp_path_factory: pytest.TempPathFactory) -> Any:
     ("form", "in_backward"),
     [("PyTorch's allocator", True), ("CUDA runtime", False), ("Triton", True), ("cuBLAS", False), ("the host", True)],
 )
-def test_a_run_goes_on_with_less_at_once_and_the_same_figures(
+def test_a_run_continues_with_smaller_passes_and_the_same_results(
     raw: Task, undisturbed: Any, tmp_path: Path, form: str, in_backward: bool
 ):
-    """Proves that losses, gradients and counted tokens are those of a large device, wherever memory ran out."""
+    """Losses, gradients and token counts are those of a large device, wherever memory ran out."""
     model = raw.model()
     device = SmallDevice(model, 60, FORMS[form], in_backward=in_backward)
     result = raw.train(tmp_path, adapter("LoRA", **WITHOUT_DROPOUT), model, **SETTINGS)
@@ -210,8 +210,8 @@ def test_a_run_goes_on_with_less_at_once_and_the_same_figures(
     assert result.history[-1]["forward_pass_tokens"] == result.memory_settings.pass_tokens
 
 
-def test_only_as_much_is_saved_as_is_needed(raw: Task, undisturbed: Any, tmp_path: Path):
-    """Proves that a step that fits with every second layer recomputed is neither cut nor recomputed further."""
+def test_no_more_memory_is_saved_than_needed(raw: Task, undisturbed: Any, tmp_path: Path):
+    """A step that fits with every second layer recomputed is neither split nor recomputed further."""
     model = raw.model()
     largest = max(len(ask + say) for ask, say in raw.pairs[:16]) * 16
     device = SmallDevice(model, 0.7 * largest, FORMS["Triton"])
@@ -222,8 +222,8 @@ def test_only_as_much_is_saved_as_is_needed(raw: Task, undisturbed: Any, tmp_pat
         assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_a_resumed_run_does_not_climb_down_again(raw: Task, undisturbed: Any, tmp_path: Path):
-    """Proves that the rung is in the checkpoint: the next pod does not fail through all rungs once more."""
+def test_a_resumed_run_keeps_its_rung(raw: Task, undisturbed: Any, tmp_path: Path):
+    """It is in the checkpoint: the next pod does not fail at all rungs again."""
     model = raw.model()
     SmallDevice(model, 60, FORMS["cuBLAS"])
     raw.train(tmp_path / "run", adapter("LoRA", **WITHOUT_DROPOUT), model, **SETTINGS)
@@ -243,8 +243,8 @@ def test_a_resumed_run_does_not_climb_down_again(raw: Task, undisturbed: Any, tm
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_fragmented_memory_is_tried_once_more_before_anything_is_given_up(raw: Task, tmp_path: Path):
-    """Proves that memory which is there, in pieces, costs one more try and no recomputation."""
+def test_with_fragmented_memory_the_pass_is_retried_once_unchanged(raw: Task, tmp_path: Path):
+    """Enough but fragmented memory costs one retry and no recomputation."""
     model, tries = raw.model(), []
 
     def once(_model: nn.Module, _arguments: Any, _inputs: dict[str, Any]) -> None:
@@ -259,7 +259,7 @@ def test_fragmented_memory_is_tried_once_more_before_anything_is_given_up(raw: T
 
 
 def test_a_row_that_cannot_fit_ends_the_run(raw: Task, tmp_path: Path):
-    """Proves that the length of the row that failed alone is named, and nothing is tried for ever."""
+    """With the length of the row, and without endless retries."""
     model = raw.model()
     SmallDevice(model, 1, FORMS["PyTorch's allocator"])
     longest = max(len(ask + say) for ask, say in raw.pairs[:32])
@@ -277,8 +277,8 @@ def test_a_row_that_cannot_fit_ends_the_run(raw: Task, tmp_path: Path):
         ("Full", "None", ["maxLength below 900", "method to LoRA", "nodeSelector"]),
     ],
 )
-def test_what_cannot_fit_is_said_in_mib_with_the_fields_to_change(adapter: str, quantization: str, expected: list[str]):
-    """Proves that the message has what is needed and what is there, and the remedy only fields that help."""
+def test_an_oom_is_reported_in_mib_with_the_fields_to_change(adapter: str, quantization: str, expected: list[str]):
+    """The message has the needed and available memory, the remedy only fields that help."""
     spec = FineTuneSpec.model_validate(
         {
             "baseModel": {"id": "acme/base", "quantization": quantization},
@@ -303,15 +303,15 @@ def test_what_cannot_fit_is_said_in_mib_with_the_fields_to_change(adapter: str, 
 
 @every_form
 def test_a_stage_without_a_ladder_ends_with_the_same_reason(error: Callable[[], Exception]):
-    """Proves that loading, saving and the optimizer's own memory are covered, too."""
+    """Loading, saving and the optimizer state are covered, too."""
     with pytest.raises(StageError) as ended, devices.device_errors(Device("cuda", "GPU", 8 << 30), "loading"):
         raise error()
     assert ended.value.reason is Reason.CUDA_OUT_OF_MEMORY
     assert "loading" in ended.value.message
 
 
-def test_a_step_that_the_loss_scaler_skips_leaves_adaloras_averages(raw: Task, tmp_path: Path):
-    """Proves that infinite gradients of FP16 never enter the averages by which ranks are taken away."""
+def test_a_step_skipped_by_the_loss_scaler_does_not_change_adaloras_averages(raw: Task, tmp_path: Path):
+    """Infinite gradients of FP16 never affect the allocation of ranks."""
     averages: list[torch.Tensor] = []
 
     class Overflow(RankAllocation):
@@ -336,8 +336,8 @@ def test_a_step_that_the_loss_scaler_skips_leaves_adaloras_averages(raw: Task, t
     assert result.model.peft_config["default"].rank_pattern
 
 
-def test_a_run_of_which_every_measured_step_is_skipped_still_ends(raw: Task):
-    """Proves that AdaLoRA without any average takes no ranks away, and does not fail."""
+def test_a_run_with_only_skipped_measurements_succeeds(raw: Task):
+    """AdaLoRA without averages keeps all ranks, and does not fail."""
     from peft import get_peft_model
     from tunemill_trainer.learn.adapter import adapter_config
 
@@ -352,8 +352,8 @@ def test_a_run_of_which_every_measured_step_is_skipped_still_ends(raw: Task):
 
 
 @pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR])
-def test_what_a_library_only_logs_is_known(level: int):
-    """Proves that Transformers' error after a failed quantisation, which says nothing, becomes one that does."""
+def test_an_oom_that_a_library_only_logs_is_recognised(level: int):
+    """Transformers' error after a failed quantization has no cause."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(level)
@@ -365,7 +365,7 @@ def test_what_a_library_only_logs_is_known(level: int):
 
 
 def assert_it_is_known() -> None:
-    """Fail with and without a lack of memory in the log."""
+    """Fail with and without an out-of-memory message in the log."""
     said = "CONVERSION\n  CUDA out of memory. Tried to allocate 2.00 GiB."
     with pytest.raises(RuntimeError) as error:
         quantise(said)

@@ -1,4 +1,4 @@
-"""Preference training: a model that makes mistakes learns from them, and the better adapter is kept."""
+"""Preference training: a model learns from its mistakes, and the better adapter is kept."""
 
 import json
 import math
@@ -39,7 +39,7 @@ PAIRS = 32
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    """A base with random weights and added tokens; a wrong answer is that of another request."""
+    """A base model with random weights and added tokens; a wrong answer is that of another request."""
     return a_task(cached_base("qwen3", steps=0), tmp_path_factory.mktemp("task"))
 
 
@@ -83,7 +83,7 @@ def difference(model: Any, pair: Pair) -> float:
 
 
 def test_training_on_pairs_prefers_the_expected_answers(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Proves that the start is the reference, that all of it learns in passes of any size, and what fits no device."""
+    """The reference is the start adapter, passes can have any size, and a pair that fits no device is an error."""
     start = adapter_of(task, tmp_path, "LoRA")
     whole = trained(task, tmp_path / "whole", "LoRA", start)
     first, last = whole.history[0], whole.history[-1]
@@ -122,7 +122,7 @@ def test_training_on_pairs_prefers_the_expected_answers(task: Task, tmp_path: Pa
 
 
 def test_training_on_pairs_continues_an_ia3_adapter(tmp_path: Path):
-    """Proves that the reference is the adapter at the start and not the base model."""
+    """The reference is the start adapter, not the base model."""
     task = a_task(cached_base("qwen3", steps=0), tmp_path, as_text=True)
     result = trained(task, tmp_path / "dpo", "IA3", adapter_of(task, tmp_path, "IA3"))
     assert result.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -134,7 +134,7 @@ STEPS, PROMPTS = 16, 32
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedRun]:
-    """A run before train, whose supervised training is too short to make all calls right."""
+    """A run before train, whose supervised training is too short for only right calls."""
     folder = tmp_path_factory.mktemp("preference")
     recipe = Recipe("gemma2", mode="Extend")
     with a_world(folder / "world", cached_base("gemma2")) as world:
@@ -161,7 +161,7 @@ def preference(ended: Ended) -> PreferenceFacts:
 
 
 def test_a_model_learns_from_its_mistakes_and_resumes(run: TrainedRun, tmp_path: Path):
-    """Proves that the pairs are mistakes on training rows, found once, and that the result is judged on others."""
+    """Pairs are mistakes on training rows, collected once, and the result is evaluated on other rows."""
 
     def stop(line: str) -> int | None:
         return signal.SIGTERM if f"the checkpoint of step {STEPS + 1} to" in line else None

@@ -50,7 +50,7 @@ def train(_setting: Any, _begun: Begun, _adapter: Path, folder: Path) -> tuple[A
 def test_the_result_is_kept_only_if_more_answers_are_right(
     output: Path, monkeypatch: pytest.MonkeyPatch, right: int, kept: bool
 ):
-    """Whatever its loss is; both figures are reported."""
+    """Whatever its loss is; both numbers are reported."""
     facts = finished(output, monkeypatch, begun(), train, Quality(40, right, 0.1))
     assert (output / "adapter" / "weights").read_text() == ("preferred" if kept else "supervised")
     assert (output / "preference.jsonl").read_text() == '{"step": 1, "loss": 0.7}\n'
@@ -63,7 +63,7 @@ def test_the_result_is_kept_only_if_more_answers_are_right(
 
 
 def no_memory(*_: Any) -> Any:
-    """Find no memory for a pair."""
+    """Raise an out-of-memory error for a pair."""
     raise StageError(Reason.CUDA_OUT_OF_MEMORY, "a pair does not fit")
 
 

@@ -1,4 +1,4 @@
-"""Prepare as a whole: from S3 and a Hub to the workspace, in this process and as a pod runs it."""
+"""Prepare as a whole: from S3 and a Hub to the workspace, in this process and as in a pod."""
 
 import json
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class Site:
         return FineTuneSpec.model_validate(merged(usual, changes))
 
     def context(self, **changes: Any) -> StageContext:
-        """The surroundings of one run, with a new work folder."""
+        """The context of one run, with a new work folder."""
         self.runs += 1
         return StageContext(
             run_spec(self.spec(**changes), None),
@@ -69,7 +69,7 @@ class Site:
         )
 
     def prepare(self, **changes: Any):
-        """Run prepare; return what it found, whether it did anything, and the output as the workspace has it."""
+        """Run prepare; return its facts, whether it was executed, and the output in the workspace."""
         context = self.context(**changes)
         facts, executed = prepare.run(context)
         output = self.folder / f"output-{self.runs}"
@@ -93,7 +93,7 @@ def merged(value: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def site(tmp_path, base, monkeypatch) -> Iterator[Site]:
-    """A world with 60 good rows."""
+    """A world with 60 valid rows."""
     with a_world(tmp_path, base) as world:
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
@@ -102,8 +102,8 @@ def site(tmp_path, base, monkeypatch) -> Iterator[Site]:
         yield found
 
 
-def test_every_training_row_teaches_its_answer(site):
-    """What the loss is on, decoded and read as a server reads it, is what the data says."""
+def test_the_supervised_tokens_of_a_row_decode_to_its_answer(site):
+    """Decoded, and parsed like by a server."""
     from transformers import AutoTokenizer
 
     facts, executed, prepared = site.prepare()
@@ -134,7 +134,7 @@ def test_every_training_row_teaches_its_answer(site):
     assert taught | held_out == wanted
 
 
-def test_validation_rows_choose_the_epoch(site):
+def test_validation_rows_are_used_to_select_the_epoch(site):
     """Train measures the loss on them, and no other stage reads them."""
     without, _, before = site.prepare()
     facts, _, prepared = site.prepare(dataset={"validation": {"fraction": "0.2"}})
@@ -168,8 +168,8 @@ def test_validation_rows_of_a_separate_file_are_in_the_key_by_their_content(site
     assert len({plain.key, facts.key, other.key}) == 3
 
 
-def test_a_prompt_of_a_case_is_what_a_server_renders(site):
-    """The saved tokenizer, used as servers use it, gives the prompt that the case was prepared with."""
+def test_the_prompt_of_a_case_equals_that_of_a_server(site):
+    """With the saved tokenizer, used as by servers."""
     from transformers import AutoTokenizer
 
     *_, prepared = site.prepare()
@@ -184,7 +184,7 @@ def test_a_prompt_of_a_case_is_what_a_server_renders(site):
 
 
 def test_the_same_data_is_not_prepared_again(site):
-    """Another name for the same bytes changes nothing; other bytes do."""
+    """Renamed data with the same bytes gives the same output; other bytes do not."""
     first, executed, _ = site.prepare()
     site.put(rows(60), "copy.jsonl")
     again, executed_again, _ = site.prepare(dataset={"uri": site.uri("copy.jsonl")})
@@ -194,7 +194,7 @@ def test_the_same_data_is_not_prepared_again(site):
     assert first == again
     assert other.key != first.key
     referred = {path.rpartition("/")[2] for path in site.world.workspace().marks("runs/")}
-    assert {first.key, other.key} <= referred, "nobody may take away what a run has prepared"
+    assert {first.key, other.key} <= referred, "the output is referenced by both runs"
 
 
 def test_augmentation_changes_the_training_rows_only(site):
@@ -237,8 +237,8 @@ def test_general_rows_are_trained_on_in_addition(site):
     assert "spec.dataset.replay" in known.remedy
 
 
-def test_suites_without_rows_that_their_judge_can_use_are_refused(site):
-    """The message names the suite, and says why no row is left; the data set itself is prepared once."""
+def test_suites_without_usable_rows_are_refused(site):
+    """The message has the suite and the reason; the data set itself is prepared once."""
     chat = [
         {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "ok"}]} for n in range(3)
     ]
@@ -274,7 +274,7 @@ def test_suites_without_rows_that_their_judge_can_use_are_refused(site):
 
 
 def test_a_prefix_is_read_in_the_order_of_its_keys(site):
-    """All files of known endings below a prefix are one data set; cases say from which file they come."""
+    """All files with known suffixes below a prefix are one data set; cases have their file."""
     site.put(rows(60)[30:], "many/b.jsonl")
     site.put(json.dumps(rows(60)[:30]), "many/a/first.json")
     site.put("not data", "many/readme.txt")
@@ -285,8 +285,8 @@ def test_a_prefix_is_read_in_the_order_of_its_keys(site):
     assert numbers == sorted(numbers)
 
 
-def test_long_rows_are_left_out_and_counted(site):
-    """No row is cut: a cut row has lost its call."""
+def test_long_rows_are_skipped_and_counted(site):
+    """Rows are not truncated: a truncated row has no call."""
     long = rows(64)[60:]
     for row in long:
         row["messages"][0]["content"] *= 40
@@ -296,8 +296,8 @@ def test_long_rows_are_left_out_and_counted(site):
     assert max(len(example["input_ids"]) for example in pq.read_table(prepared.train_path).to_pylist()) <= 512
 
 
-def test_rows_that_the_base_models_own_template_cannot_render_are_left_out_under_a_bound(site):
-    """The template that the base model knows stays: a few odd rows are counted, and too many are a failure."""
+def test_a_limited_number_of_rows_may_not_fit_the_base_models_template(site):
+    """The template is kept: a few such rows are counted, and too many are a failure."""
     from trainer.chat.speakers import CHATML_TEMPLATE
 
     template = CHATML_TEMPLATE.replace("<|im_start|>", "<start_of_turn>").replace("<|im_end|>", "<end_of_turn>")
@@ -334,7 +334,7 @@ def test_plain_instructions_need_no_tags(site):
 
 
 def test_simple_rows_get_the_tools_of_a_config_map(site, tmp_path, monkeypatch):
-    """Tags as text leave the vocabulary alone; other tools make other data."""
+    """Tags as text do not change the vocabulary; other tools give other data."""
     tool = {"name": "look_up", "parameters": {"type": "object", "properties": {"word": {"type": "string"}}}}
     (tmp_path / "tools.json").write_text(json.dumps([tool]))
     monkeypatch.setenv(config_maps.ENV_CONFIG_DIRECTORY, str(tmp_path))
@@ -370,8 +370,8 @@ def test_simple_rows_get_the_tools_of_a_config_map(site, tmp_path, monkeypatch):
         ({"tokenizer": {"mode": "Reuse"}}, Reason.TOKENIZER_LACKS_TAGS, "<tool_call>"),
     ],
 )
-def test_each_wrong_field_ends_in_its_own_reason(site, changes, reason, message):
-    """A wrong spec fails in prepare with the value and the field."""
+def test_each_invalid_field_has_its_reason(site, changes, reason, message):
+    """With the value and the field."""
     uri = changes.get("dataset", {}).get("uri", "")
     if uri and not uri.startswith("s3:"):
         changes = {"dataset": {"uri": site.uri(uri)}}
@@ -388,8 +388,8 @@ def test_each_wrong_field_ends_in_its_own_reason(site, changes, reason, message)
         ('{"said": "x"}\n', Reason.DATASET_FORMAT_UNKNOWN, "found none of these in the first 1 rows"),
     ],
 )
-def test_data_that_cannot_be_read_ends_in_its_own_reason(site, data, reason, message):
-    """Wrong data fails in prepare, with the place."""
+def test_unreadable_data_is_reported_with_its_reason(site, data, reason, message):
+    """And with the place."""
     site.put(data)
     error = site.failure()
     assert error.reason is reason, error.message
@@ -404,8 +404,8 @@ def test_data_that_cannot_be_read_ends_in_its_own_reason(site, data, reason, mes
         ("tokenizer.json", "{}", "tokenizer.json"),
     ],
 )
-def test_a_base_model_of_another_kind_is_refused(site, name, content, message):
-    """Only what the later stages can train and serve passes."""
+def test_an_unsupported_base_model_is_refused(site, name, content, message):
+    """Only models that later stages can train and serve are accepted."""
     site.put_on_hub(name, content)
     error = site.failure()
     assert error.reason is Reason.BASE_MODEL_UNSUPPORTED
@@ -413,15 +413,15 @@ def test_a_base_model_of_another_kind_is_refused(site, name, content, message):
 
 
 def test_a_base_model_without_a_fast_tokenizer_is_refused(site):
-    """What lacks is named."""
+    """The message has the missing file."""
     HfApi(endpoint=site.world.hub_url, token=HUB_TOKEN).delete_file("tokenizer.json", BASE)
     error = site.failure()
     assert error.reason is Reason.BASE_MODEL_UNSUPPORTED
     assert "tokenizer.json (a fast tokenizer)" in error.message
 
 
-def test_a_gated_base_model_is_told_from_one_that_is_not_there(site):
-    """The remedy is another: accept the licence."""
+def test_a_gated_base_model_is_distinguished_from_a_missing_one(site):
+    """Its remedy is to accept the licence."""
     api = HfApi(endpoint=site.world.hub_url, token=HUB_TOKEN)
     api.update_repo_settings(BASE, gated="manual")
     (site.world.secrets / "hub-read" / "token").unlink()
@@ -429,8 +429,8 @@ def test_a_gated_base_model_is_told_from_one_that_is_not_there(site):
     assert site.failure().reason is Reason.BASE_MODEL_GATED
 
 
-def test_a_broken_template_of_the_users_own(site, tmp_path, monkeypatch):
-    """It fails with Jinja's line before any row is rendered; a missing one names the field."""
+def test_a_broken_user_template_is_reported(site, tmp_path, monkeypatch):
+    """With Jinja's line, before any row is rendered; for a missing one with the field."""
     path = tmp_path / "chat_template.jinja"
     monkeypatch.setenv(config_maps.ENV_CONFIG_DIRECTORY, str(tmp_path))
     chosen = {"tokenizer": {"chatTemplate": {"configMapKeyRef": {"name": "templates", "key": "tools"}}}}
@@ -442,15 +442,15 @@ def test_a_broken_template_of_the_users_own(site, tmp_path, monkeypatch):
 
 
 def test_a_request_to_stop_is_followed(site):
-    """A pod that is drained gives up at the next row."""
+    """A drained pod stops at the next row."""
     context = site.context()
     context.stop.request()
     with pytest.raises(Interrupted):
         prepare.run(context)
 
 
-def test_a_pod_reports_what_was_found(site, tmp_path):
-    """As a process: exit code 0 and facts, or the reason's exit code and the failure."""
+def test_a_pod_writes_a_report(site, tmp_path):
+    """In a separate process: exit code 0 and facts, or the reason's exit code and the failure."""
     ended = run_stage(Stage.PREPARE, site.world, run_spec(site.world.spec(), None), tmp_path / "pod-1")
     assert ended.code == 0, ended.log
     assert ended.report.prepared.dataset.rows == 60
@@ -460,8 +460,8 @@ def test_a_pod_reports_what_was_found(site, tmp_path):
     assert ended.report.failure.reason is Reason.DATASET_FORMAT_UNKNOWN
 
 
-def test_the_parts_of_a_traced_stage_are_told_apart(site, monkeypatch):
-    """Where the time of a stage goes, each part below the stage's span."""
+def test_the_parts_of_a_traced_stage_have_separate_spans(site, monkeypatch):
+    """As children of the stage's span."""
     context = site.context()
     with a_collector() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
@@ -482,8 +482,8 @@ def test_the_parts_of_a_traced_stage_are_told_apart(site, monkeypatch):
     assert {span.parent for span in collector.spans if span.name in parts} == {stage.id}
 
 
-def test_a_run_that_cannot_fit_its_gpu_is_refused_before_one_is_requested(site: Site):
-    """Proves that the estimate is in the facts of this run, not in an output that others use, and that it decides."""
+def test_a_run_that_does_not_fit_its_gpu_is_refused_before_training(site: Site):
+    """The estimate is in the facts of this run, not in a shared output."""
     site.put(rows(40, seed=5))
     facts, executed, _ = site.prepare(compute={"gpus": 1, "gpuMemory": "16Gi"})
     assert executed

@@ -20,13 +20,13 @@ from tunemill_dev.tiny.cached import cached_base
 
 
 def good(form: DatasetFormat) -> list[dict]:
-    """Return rows without fault that ask different things."""
+    """Return valid rows with different requests."""
     text = json.dumps(GOOD[form])
     return [json.loads(text.replace("Weather?", f"Weather in town {number}?")) for number in range(20)]
 
 
 def run_prepare(world: World, form: DatasetFormat, data: list[dict], allowed: str, work: Path):
-    """Run prepare as a pod does; return how it ended, and all that it said outside of the workspace."""
+    """Run prepare like a pod; return its exit code, and its output outside of the workspace."""
     world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=json_lines(data).encode())
     fields = world.spec().model_dump(mode="json", by_alias=True)
     fields["dataset"] |= {"format": form.value, "maxInvalidFraction": allowed}
@@ -36,7 +36,7 @@ def run_prepare(world: World, form: DatasetFormat, data: list[dict], allowed: st
 
 @pytest.mark.parametrize("form", [DatasetFormat.OPENAI, DatasetFormat.HERMES, DatasetFormat.ANTHROPIC])
 def test_no_text_of_a_row_leaves_the_workspace(tmp_path: Path, form: DatasetFormat) -> None:
-    """Neither when wrong rows are left out nor when they fail the run; the workspace's report has the full text."""
+    """Neither for skipped rows nor for a failed run; the report in the workspace has the full text."""
     wrong = [row for number, row in enumerate(rows(form)) if number % 5 == 0]
     with a_world(tmp_path / "world", cached_base("gemma2", steps=0)) as world:
         ended, said = run_prepare(world, form, [*good(form), *wrong], "0.99", tmp_path / "allowed")

@@ -1,4 +1,4 @@
-"""S3 and a Hub behind certificates of a company's own authority, with a real TLS server in front of both."""
+"""S3 and a Hub with certificates of a private CA, with a real TLS server in front of both."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ from tunemill_dev.tiny.cached import cached_base
 
 @contextmanager
 def behind_tls(url: str, context: ssl.SSLContext) -> Iterator[str]:
-    """Take TLS connections and hand on what they carry to a server that speaks plain HTTP; yields the new URL."""
+    """Terminate TLS connections and forward them to a plain HTTP server; yields the new URL."""
     target = (urlsplit(url).hostname, urlsplit(url).port)
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -62,7 +62,7 @@ def behind_tls(url: str, context: ssl.SSLContext) -> Iterator[str]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[World, Path]]:
-    """A world with rows whose services speak TLS, and the authority that signed for them."""
+    """A world with rows whose services use TLS, and the CA certificate."""
     authority = Authority.ensure(tmp_path / "pki")
     authority.sign("server", user="services", hosts=["localhost"])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -74,8 +74,8 @@ def site(tmp_path: Path) -> Iterator[tuple[World, Path]]:
             yield replace(plain, s3_url=s3_url, hub_url=hub_url), authority.certificate("ca")
 
 
-def test_a_stage_trusts_the_authorities_that_it_is_given(site: tuple[World, Path], tmp_path: Path) -> None:
-    """Prepare reads data from S3, asks the Hub for rights, downloads from it, and commits its output."""
+def test_a_stage_trusts_the_configured_ca_certificates(site: tuple[World, Path], tmp_path: Path) -> None:
+    """Prepare reads data from S3, checks permissions on the Hub, downloads from it, and commits its output."""
     world, authority = site
     run = run_spec(world.spec(), None)
     ended = run_stage(
@@ -86,10 +86,8 @@ def test_a_stage_trusts_the_authorities_that_it_is_given(site: tuple[World, Path
     assert ended.report.executed
 
 
-def test_without_them_a_stage_says_that_the_certificate_is_not_trusted(
-    site: tuple[World, Path], tmp_path: Path
-) -> None:
-    """So that the platform team knows what is missing."""
+def test_an_untrusted_certificate_is_reported(site: tuple[World, Path], tmp_path: Path) -> None:
+    """The platform team can see which certificate is missing."""
     world, _ = site
     ended = run_stage(Stage.PREPARE, world, run_spec(world.spec(), None), tmp_path / "prepare")
     assert ended.report is not None
@@ -98,8 +96,8 @@ def test_without_them_a_stage_says_that_the_certificate_is_not_trusted(
     assert "certificate" in ended.report.failure.message.lower()
 
 
-def test_a_bundle_that_holds_no_certificate_is_refused(site: tuple[World, Path], tmp_path: Path) -> None:
-    """By the variable that names it."""
+def test_a_bundle_without_a_certificate_is_rejected(site: tuple[World, Path], tmp_path: Path) -> None:
+    """With the name of the variable."""
     world, _ = site
     bundle = tmp_path / "bundle.pem"
     bundle.write_text("rubbish")

@@ -1,4 +1,4 @@
-"""Publish on a run that was really trained: gates, push, proof, and what is not done twice."""
+"""Publish of a trained run: gates, push, verification, and reuse of an existing release."""
 
 import hashlib
 import json
@@ -26,30 +26,30 @@ from tunemill_trainer.prepared import Prepared
 
 
 @pytest.fixture(scope="module")
-def judged_run(extended_run: TrainedRun) -> TrainedRun:
-    """A run that is evaluated, with a gate that it passes."""
+def evaluated_run(extended_run: TrainedRun) -> TrainedRun:
+    """An evaluated run with a passed gate."""
     run = extended_run.changed(evaluation={"gates": [{"metric": "exact_match", "min": "0.2"}]})
     assert run.stage(Stage.EVALUATE).code == 0
     return run
 
 
 def to(run: TrainedRun, repository: str, **publish: object) -> TrainedRun:
-    """The same run with another goal: the adapter alone, which is pushed and proven fastest."""
+    """The same run with another repository, which publishes only the adapter, as that is fastest."""
     return run.changed(publish={"repository": f"acme/{repository}", "artifacts": ["Adapter"], **publish})
 
 
 @dataclass(frozen=True)
 class Release:
-    """A publication that tests only look at."""
+    """A publication that tests only read."""
 
     run: TrainedRun
     facts: PublishedFacts
 
 
 @pytest.fixture(scope="module")
-def release(judged_run: TrainedRun) -> Release:
-    """The judged run as acme/whole, with the tag v1."""
-    run = to(judged_run, "whole", tag="v1")
+def release(evaluated_run: TrainedRun) -> Release:
+    """The evaluated run published as acme/whole, with the tag v1."""
+    run = to(evaluated_run, "whole", tag="v1")
     return Release(run, published(run.stage(Stage.PUBLISH)))
 
 
@@ -97,8 +97,8 @@ def run_tokens(run: TrainedRun, folder: Path) -> tuple[int, ...]:
     return Prepared(folder / "prepared").tokens().stop_token_ids
 
 
-def test_a_judged_run_is_published_whole(release: Release, tmp_path: Path):
-    """One commit on the branch, the tag on it, every file there, and the weights those of the training."""
+def test_an_evaluated_run_is_published_completely(release: Release, tmp_path: Path):
+    """One commit on the branch with the tag, all files, and the weights of the training."""
     run, facts = release.run, release.facts
     head, first = run.api.list_repo_commits("acme/whole")
     assert facts.revision == head.commit_id
@@ -138,7 +138,7 @@ def provenance(run: TrainedRun, repository: str, into: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_release_tells_what_it_was_made_from(release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_release_has_its_provenance(release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The commit is verified, the base model's files are those of the Hub, and the workspace keeps the statement."""
     run = release.run
     assert verify(run, "whole", monkeypatch, "--revision", release.facts.revision) == ExitCode.DONE
@@ -154,11 +154,11 @@ def test_a_release_tells_what_it_was_made_from(release: Release, tmp_path: Path,
     assert "provenance.json" in {file.path for file in kept.files}
 
 
-def test_a_key_signs_what_is_published(judged_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_release_is_signed_with_a_key(evaluated_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What is there unsigned is pushed again, once; a pod that died before its record makes no other commit."""
     key = ed25519.Ed25519PrivateKey.generate()
-    unsigned = to(judged_run, "signed")
-    signed = to(judged_run, "signed", signing={"keySecretRef": {"name": "release-key"}})
+    unsigned = to(evaluated_run, "signed")
+    signed = to(evaluated_run, "signed", signing={"keySecretRef": {"name": "release-key"}})
     before = published(unsigned.stage(Stage.PUBLISH))
     public = tmp_path / "public.pem"
     encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -180,9 +180,9 @@ def test_a_key_signs_what_is_published(judged_run: TrainedRun, tmp_path: Path, m
     assert published(signed.stage(Stage.PUBLISH)) == after
 
 
-def test_a_key_that_cannot_sign_stops_before_the_hub(judged_run: TrainedRun):
+def test_an_invalid_key_is_reported_before_the_push(evaluated_run: TrainedRun):
     """Nothing is pushed unsigned that was to be signed, and the message shows nothing of the key."""
-    run = to(judged_run, "forged", signing={"keySecretRef": {"name": "release-key"}})
+    run = to(evaluated_run, "forged", signing={"keySecretRef": {"name": "release-key"}})
     for pem, words in ((b"", "found it empty or missing"), (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "encrypted")):
         give_key(run, pem)
         ended = run.stage(Stage.PUBLISH)
@@ -192,11 +192,11 @@ def test_a_key_that_cannot_sign_stops_before_the_hub(judged_run: TrainedRun):
     assert not run.api.repo_exists("acme/forged")
 
 
-def test_a_service_account_signs_what_is_published(
-    judged_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_release_is_signed_by_a_service_account(
+    evaluated_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Nothing is pushed while Sigstore fails; then once, with one entry of the log."""
-    run = to(judged_run, "keyless", signing={"keyless": True})
+    run = to(evaluated_run, "keyless", signing={"keyless": True})
     ended = run.stage(Stage.PUBLISH)
     assert failure(ended).reason is Reason.CREDENTIALS_MISSING
     assert "sigstore.enabled" in failure(ended).remedy
@@ -233,7 +233,7 @@ def give_key(run: TrainedRun, pem: bytes) -> None:
     (folder / "key.pem").write_bytes(pem)
 
 
-def test_the_card_shows_code_that_runs(release: Release, tmp_path: Path):
+def test_the_code_of_the_card_runs(release: Release, tmp_path: Path):
     """A user who copies the example gets a tool call from the published model."""
     run = release.run
     card = Path(run.api.hf_hub_download("acme/whole", "README.md", local_dir=tmp_path)).read_text()
@@ -251,7 +251,7 @@ def test_the_card_shows_code_that_runs(release: Release, tmp_path: Path):
     assert "get_weather" in user.stdout
 
 
-def test_what_is_published_is_not_published_again(release: Release):
+def test_an_existing_release_is_not_published_again(release: Release):
     """A second pod asks the Hub, finds the commit, and changes nothing."""
     run = release.run
     again = run.stage(Stage.PUBLISH)
@@ -261,13 +261,13 @@ def test_what_is_published_is_not_published_again(release: Release):
     assert len(run.api.list_repo_commits("acme/whole")) == 2
 
 
-def test_a_published_run_takes_away_what_only_earlier_runs_of_its_object_refer_to(judged_run: TrainedRun):
+def test_a_published_run_removes_outputs_of_older_runs_of_its_object(evaluated_run: TrainedRun):
     """Every stage refers to its run's outputs, and publish removes the rest: an older training, and nothing shared."""
 
     def run_of_tidy(run: TrainedRun, run_id: str) -> TrainedRun:
         return replace(run, run=run.run.model_copy(update={"name": "tidy", "run_id": run_id}))
 
-    run = to(judged_run, "tidy").changed(workspace={"keepRuns": 1})
+    run = to(evaluated_run, "tidy").changed(workspace={"keepRuns": 1})
     earlier = run_of_tidy(run.changed(training={"maxSteps": 1}), "run1")
     assert earlier.stage(Stage.TRAIN).code == 0
     workspace = run.world.workspace()
@@ -278,10 +278,10 @@ def test_a_published_run_takes_away_what_only_earlier_runs_of_its_object_refer_t
     assert {path.split("/")[5] for path in workspace.marks(f"runs/@/{run.run.namespace}/tidy/")} == {"run2"}
 
 
-def test_a_model_that_was_replaced_is_brought_back(judged_run: TrainedRun):
+def test_a_replaced_model_is_published_again(evaluated_run: TrainedRun):
     """A revert in Git: the branch holds the earlier release again, file by file, and its tag follows."""
-    first = to(judged_run, "reverted", tag="v1")
-    other = to(judged_run, "reverted", tag="v2", serving="None")
+    first = to(evaluated_run, "reverted", tag="v1")
+    other = to(evaluated_run, "reverted", tag="v2", serving="None")
     second = replace(other, run=other.run.model_copy(update={"run_id": "another"}))
     before, between = published(first.stage(Stage.PUBLISH)), published(second.stage(Stage.PUBLISH))
     reverted = first.stage(Stage.PUBLISH)
@@ -295,13 +295,13 @@ def test_a_model_that_was_replaced_is_brought_back(judged_run: TrainedRun):
     assert blobs(first, before.revision) == blobs(first, after.revision) != blobs(first, between.revision)
 
 
-def test_a_release_is_made_again_only_where_it_is_gone(judged_run: TrainedRun):
+def test_a_release_is_recreated_only_if_it_is_missing(evaluated_run: TrainedRun):
     """The Hub decides: not a note that people add to the branch, and not the record in the workspace.
 
     A note makes no other release. A pod that died after its push, before its record, leads to a proof and a record, not
     to another commit. A record does not stand for a model that was deleted.
     """
-    run = to(judged_run, "mended")
+    run = to(evaluated_run, "recreated")
     first = published(run.stage(Stage.PUBLISH))
 
     key = keys.publish_key(keys.evaluate_key(run.train_key, run.run.spec), run.run.spec)
@@ -311,23 +311,23 @@ def test_a_release_is_made_again_only_where_it_is_gone(judged_run: TrainedRun):
     assert unrecorded.report is not None
     assert unrecorded.report.executed
 
-    run.api.upload_file(path_or_fileobj=b"Ask us first.", path_in_repo="NOTES.md", repo_id="acme/mended")
+    run.api.upload_file(path_or_fileobj=b"Ask us first.", path_in_repo="NOTES.md", repo_id="acme/recreated")
     noted = run.stage(Stage.PUBLISH)
     assert published(noted) == first
     assert noted.report is not None
     assert not noted.report.executed
-    assert "NOTES.md" in run.api.list_repo_files("acme/mended")
+    assert "NOTES.md" in run.api.list_repo_files("acme/recreated")
 
-    run.api.delete_repo("acme/mended")
+    run.api.delete_repo("acme/recreated")
     remade = published(run.stage(Stage.PUBLISH))
     assert remade.revision != first.revision
-    assert run.api.list_repo_commits("acme/mended")[0].commit_id == remade.revision
+    assert run.api.list_repo_commits("acme/recreated")[0].commit_id == remade.revision
 
 
-def test_a_gate_that_is_not_passed_stops_before_the_hub(judged_run: TrainedRun):
-    """Nothing is created, torch is not even imported, and the message has the figures."""
+def test_a_missed_gate_stops_before_the_push(evaluated_run: TrainedRun):
+    """Nothing is created, torch is not imported, and the message has the metrics."""
     gate = {"metric": "abstention_accuracy", "minGainOverBase": "1"}
-    run = to(judged_run, "held").changed(evaluation={"gates": [gate]})
+    run = to(evaluated_run, "held").changed(evaluation={"gates": [gate]})
     ended = run.stage(Stage.PUBLISH)
     assert ended.code == ExitCode.SPEC_WRONG
     assert failure(ended).reason is Reason.GATE_NOT_PASSED
@@ -336,10 +336,10 @@ def test_a_gate_that_is_not_passed_stops_before_the_hub(judged_run: TrainedRun):
     assert not run.api.repo_exists("acme/held")
 
 
-def test_a_draft_goes_to_a_branch_of_its_own_until_its_gate_is_lowered(judged_run: TrainedRun, tmp_path: Path):
-    """Main stays as it was, no tag is set, a new repository is private; once published, the draft is gone."""
+def test_a_draft_is_pushed_to_a_separate_branch_until_its_gate_is_lowered(evaluated_run: TrainedRun, tmp_path: Path):
+    """Main is unchanged, no tag is set, a new repository is private; after the publication the draft is deleted."""
     gate = {"metric": "abstention_accuracy", "minGainOverBase": "1"}
-    run = to(judged_run, "sketch", tag="v1", private=False).changed(
+    run = to(evaluated_run, "sketch", tag="v1", private=False).changed(
         evaluation={"gates": [gate], "onGateFailure": "Draft"}
     )
     facts = published(run.stage(Stage.PUBLISH))
@@ -364,20 +364,20 @@ def test_a_draft_goes_to_a_branch_of_its_own_until_its_gate_is_lowered(judged_ru
     assert branches(run, "sketch") == {"main"}
 
 
-def test_gates_are_decided_without_torch():
-    """A gate that is not passed must not wait for the training stack."""
+def test_gates_are_evaluated_without_torch():
+    """A missed gate does not wait for the import."""
     code = "import sys; import tunemill_trainer.stages.publish; assert 'torch' not in sys.modules, 'torch is imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_weights_that_changed_on_the_way_are_not_published(judged_run: TrainedRun, tmp_path: Path):
-    """The Hub hands out other weights than it was given: the user's branch never sees them."""
-    run = to(judged_run, "corrupted")
+def test_weights_changed_by_the_hub_are_not_published(evaluated_run: TrainedRun, tmp_path: Path):
+    """The Hub serves other weights than were pushed: the user's branch is not moved."""
+    run = to(evaluated_run, "corrupted")
     run.api.create_repo("acme/corrupted", private=True)
     weights = adapter(run, tmp_path).read_bytes()
     damaged = stored(run, "corrupted") / hashlib.sha256(weights).hexdigest()
     damaged.parent.mkdir(parents=True, exist_ok=True)
-    # The Hub believes that it has this content already, so that nobody uploads the right one.
+    # The Hub claims to have this content already, so that the client does not upload it.
     half = len(weights) // 2
     damaged.write_bytes(weights[:half] + bytes(len(weights) - half))
     ended = run.stage(Stage.PUBLISH)
@@ -387,9 +387,9 @@ def test_weights_that_changed_on_the_way_are_not_published(judged_run: TrainedRu
     assert branches(run, "corrupted") == {"main"}
 
 
-def test_weights_that_cannot_be_read_are_not_published(judged_run: TrainedRun, tmp_path: Path):
-    """A file of garbage ends as a failed proof with what a user would have met."""
-    run = to(judged_run, "garbage")
+def test_unreadable_weights_are_not_published(evaluated_run: TrainedRun, tmp_path: Path):
+    """The verification fails with the error that a user would get."""
+    run = to(evaluated_run, "garbage")
     run.api.create_repo("acme/garbage", private=True)
     weights = adapter(run, tmp_path).read_bytes()
     damaged = stored(run, "garbage") / hashlib.sha256(weights).hexdigest()
@@ -401,9 +401,9 @@ def test_weights_that_cannot_be_read_are_not_published(judged_run: TrainedRun, t
     assert set(run.api.list_repo_files("acme/garbage")) == {".gitattributes"}
 
 
-def test_another_branch_and_a_public_repository(judged_run: TrainedRun):
-    """Branch and visibility are as asked; main stays as it was."""
-    run = to(judged_run, "open", branch="trials/one", private=False)
+def test_branch_and_visibility_are_configurable(evaluated_run: TrainedRun):
+    """Main is unchanged."""
+    run = to(evaluated_run, "open", branch="trials/one", private=False)
     facts = published(run.stage(Stage.PUBLISH))
     assert branches(run, "open") == {"main", "trials/one"}
     assert not run.api.model_info("acme/open").private
@@ -411,19 +411,19 @@ def test_another_branch_and_a_public_repository(judged_run: TrainedRun):
     assert len(run.api.list_repo_commits("acme/open")) == 1
 
 
-def test_a_namespace_of_someone_else_is_refused(judged_run: TrainedRun):
-    """The check comes before anything is loaded, and names field and namespace."""
-    ended = judged_run.changed(publish={"repository": "google/mine"}).stage(Stage.PUBLISH)
+def test_a_foreign_namespace_is_refused(evaluated_run: TrainedRun):
+    """Before anything is loaded, with field and namespace."""
+    ended = evaluated_run.changed(publish={"repository": "google/mine"}).stage(Stage.PUBLISH)
     assert failure(ended).reason is Reason.HUB_WRITE_DENIED
     assert "spec.publish.repository" in failure(ended).message
     assert ended.code == ExitCode.PERMISSION_DENIED
 
 
-def test_new_tokens_lead_to_a_merged_model_beside_the_adapter(
-    judged_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_new_tokens_require_a_merged_model_in_addition_to_the_adapter(
+    evaluated_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The adapter is refused: the whole model has a repository of its own, and the contract names its commit."""
-    run = to(judged_run, "both", artifacts=["Auto", "Report"], tag="v1")
+    """The server cannot load the adapter: the merged model has a separate repository, named in the contract."""
+    run = to(evaluated_run, "both", artifacts=["Auto", "Report"], tag="v1")
     facts = published(run.stage(Stage.PUBLISH))
     head = run.api.list_repo_commits("acme/both-merged")[0].commit_id
     assert facts.merged == f"acme/both-merged@{head}"
@@ -447,9 +447,9 @@ def test_new_tokens_lead_to_a_merged_model_beside_the_adapter(
     assert again.report.executed
 
 
-def test_a_merged_model_alone_has_the_named_repository(judged_run: TrainedRun, tmp_path: Path):
-    """It loads without peft and without the base, and nothing else is pushed."""
-    run = to(judged_run, "alone", artifacts=["Merged"], serving="None")
+def test_a_merged_model_alone_uses_the_repository_of_the_spec(evaluated_run: TrainedRun, tmp_path: Path):
+    """It loads without peft and without the base model, and nothing else is pushed."""
+    run = to(evaluated_run, "alone", artifacts=["Merged"], serving="None")
     facts = published(run.stage(Stage.PUBLISH))
     assert facts.serving is None
     assert facts.merged == ""

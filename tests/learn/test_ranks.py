@@ -1,4 +1,4 @@
-"""Several ranks train and evaluate as one does: gloo on the CPU, a process per rank."""
+"""Several ranks train and evaluate like one: gloo on the CPU, one process per rank."""
 
 import json
 import os
@@ -37,8 +37,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Task:
 
 
 @pytest.mark.parametrize(("count", "batch"), [(2, 16), (3, 2)], ids=["two ranks", "a rank without a row"])
-def test_several_ranks_train_as_one(raw: Task, tmp_path: Path, count: int, batch: int) -> None:
-    """Proves for each method that losses, gradient norms, metrics and weights do not depend on the number of ranks."""
+def test_several_ranks_train_like_one(raw: Task, tmp_path: Path, count: int, batch: int) -> None:
+    """Losses, gradient norms, metrics and weights do not depend on the number of ranks, for each method."""
     alone = train_all(Ranks(), raw, tmp_path / "alone", batch)
     together = in_ranks(count, train_all, raw, tmp_path / "together", batch)
     for name, expected in alone.items():
@@ -53,8 +53,8 @@ def test_several_ranks_train_as_one(raw: Task, tmp_path: Path, count: int, batch
             assert all(torch.equal(tensor, each[name].weights[parameter]) for each in together), "the ranks drift apart"
 
 
-def test_a_rank_without_enough_memory_answers_alone(raw: Task, tmp_path: Path) -> None:
-    """Proves that it repeats its own passes only, and that all ranks continue with its settings, for the checkpoint."""
+def test_only_the_rank_with_an_oom_repeats_its_passes(raw: Task, tmp_path: Path) -> None:
+    """All ranks then continue with its settings, which are in the checkpoint."""
     alone, _, _ = train_with_a_small_device(Ranks(), raw, tmp_path / "alone")
     together = in_ranks(2, train_with_a_small_device, raw, tmp_path / "together")
     assert [failed for _, _, failed in together] == [0, 1]
@@ -77,7 +77,7 @@ class Prepared:
         return log, load_file(into / "adapter" / "adapter_model.safetensors")
 
     def replies(self, into: Path) -> list[tuple[str, str]]:
-        """Return what both models replied to each case."""
+        """Return the replies of both models to each case."""
         key = keys.evaluate_key(self.train_key, self.run.spec)
         self.world.workspace().fetch(Stage.EVALUATE, key, into)
         lines = [json.loads(line) for line in (into / "cases.jsonl").read_text().splitlines()]
@@ -122,7 +122,7 @@ def prepared_run(folder: Path) -> Iterator[Prepared]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What one pod does, which nothing disturbs."""
+    """The results of one undisturbed pod."""
 
     log: list[dict]
     adapter: dict[str, torch.Tensor]
@@ -151,8 +151,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Expected:
         return Expected(log, weights, prepared.replies(folder / "replies"))
 
 
-def test_pods_train_and_evaluate_as_one_pod(tmp_path: Path, alone: Expected) -> None:
-    """Proves that log, adapter and replies of a group are those of one pod, and that rank 0 alone reports."""
+def test_several_pods_train_and_evaluate_like_one(tmp_path: Path, alone: Expected) -> None:
+    """Log, adapter and replies are those of one pod, and only rank 0 reports."""
     with prepared_run(tmp_path) as prepared:
         group = Group(prepared.world, prepared.run, tmp_path)
         for stage in (Stage.TRAIN, Stage.EVALUATE):
@@ -165,8 +165,8 @@ def test_pods_train_and_evaluate_as_one_pod(tmp_path: Path, alone: Expected) -> 
         assert prepared.checkpoints() == []
 
 
-def test_a_request_to_one_rank_stops_all_after_the_same_step(tmp_path: Path, alone: Expected) -> None:
-    """Proves that SIGTERM to rank 1 leaves one checkpoint, from which another number of ranks goes on."""
+def test_a_stop_request_to_one_rank_stops_all_after_the_same_step(tmp_path: Path, alone: Expected) -> None:
+    """SIGTERM to rank 1 leaves one checkpoint, from which another number of ranks can resume."""
     with prepared_run(tmp_path) as prepared:
         group = Group(prepared.world, prepared.run, tmp_path)
         ended = group.stage(Stage.TRAIN, 2, at_checkpoint(4, 1, signal.SIGTERM))
@@ -183,7 +183,7 @@ def test_a_request_to_one_rank_stops_all_after_the_same_step(tmp_path: Path, alo
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_ends_the_others_at_once(tmp_path: Path, alone: Expected, killed: int) -> None:
-    """Proves that the others end with PeerLost, and that one pod goes on from the checkpoint of the group."""
+    """They exit with PeerLost, and one pod resumes from the checkpoint of the group."""
     with prepared_run(tmp_path) as prepared:
         group = Group(prepared.world, prepared.run, tmp_path)
         ended = group.stage(Stage.TRAIN, 2, at_checkpoint(4, killed, signal.SIGKILL))
@@ -203,7 +203,7 @@ def at_checkpoint(step: int, rank: int, number: int):
 
 
 def test_one_machine_trains_with_the_ranks_of_all_nodes(tmp_path: Path, alone: Expected) -> None:
-    """Proves that `tunemill run` starts the ranks that the manifest asks for, which share what one has downloaded."""
+    """`tunemill run` starts the ranks of the manifest, which share one download."""
     with served_rows(tmp_path) as (world, spec):
         fields = spec.model_dump(mode="json", by_alias=True)
         fields["compute"]["nodes"] = 2
@@ -219,8 +219,8 @@ def test_one_machine_trains_with_the_ranks_of_all_nodes(tmp_path: Path, alone: E
 
 
 @pytest.mark.long
-def test_pods_start_their_ranks_as_the_operator_has_them(tmp_path: Path, alone: Expected) -> None:
-    """Proves the whole chain in new Pythons: the program of the container, a process per rank, both stages."""
+def test_pods_start_their_ranks_with_the_command_of_the_operator(tmp_path: Path, alone: Expected) -> None:
+    """In new Python processes: the program of the container, a process per rank, both stages."""
     with prepared_run(tmp_path) as prepared:
         address = f"127.0.0.1:{free_ports(1)[0]}"
         pods = []
@@ -249,7 +249,7 @@ def test_pods_start_their_ranks_as_the_operator_has_them(tmp_path: Path, alone: 
         assert prepared.replies(tmp_path / "replies") == alone.replies
 
 
-def test_a_rank_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proves that the others do not wait for ever for a rank that is there and does not answer."""
+def test_a_hanging_rank_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others do not wait forever."""
     monkeypatch.setattr("learn.group.ENVIRONMENT", {ENV_PEER_TIMEOUT: "5"})
     assert "rank 0 lost another rank while adding gradients" in in_ranks(2, wait_for_a_rank_that_hangs, 12.0)[0]

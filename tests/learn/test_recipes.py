@@ -61,13 +61,13 @@ def a_dataset(world: World, name: str, files: dict[str, bytes]) -> str:
 
 
 def share(figure: Share | None) -> float:
-    """Return what was measured."""
+    """Return a measured share."""
     assert figure is not None
     return figure.share
 
 
 def files_of(world: World, repository: str) -> set[str]:
-    """Return what was published."""
+    """Return the published files."""
     found = HfApi(endpoint=world.hub_url, token=(world.secrets / "hub-write" / "token").read_text())
     return {file.rfilename for file in found.model_info(repository).siblings or ()}
 
@@ -96,8 +96,8 @@ def plain_instructions(folder: Path, rows: int, **training: object) -> Iterator[
         yield a_sample("instructions", world, folder, dataset, **training)
 
 
-def test_the_agents_course_runs(tmp_path: Path) -> None:
-    """Its rows, tags as new tokens, and both repositories; what it learns is in the long test."""
+def test_the_agents_course_recipe_runs(tmp_path: Path) -> None:
+    """Its rows, tags as new tokens, and both repositories. The learned metrics are in the long test."""
     with the_agents_course(tmp_path, 60, maxSteps=2) as machine:
         machine.spec["evaluation"] = {"maxRows": 4, "maxNewTokens": 8, "gates": []}
         ended, executed = machine.run()
@@ -111,8 +111,8 @@ def test_the_agents_course_runs(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.learns
-def test_the_agents_course_is_learnt(tmp_path: Path, seed: int) -> None:
-    """The model thinks, acts, observes and answers, with tags as new tokens."""
+def test_the_agents_course_recipe_learns_its_task(tmp_path: Path, seed: int) -> None:
+    """Reasoning, calls and replies, with tags as new tokens."""
     with the_agents_course(tmp_path, 900, learningRate="5e-3", seed=seed) as machine:
         ended, _ = machine.run()
         assert ended.code == 0, ended.log
@@ -133,8 +133,8 @@ def the_functiongemma_guide(folder: Path, rows: int, **training: object) -> Iter
         yield a_sample("functiongemma", world, folder, dataset, **training)
 
 
-def test_the_functiongemma_guide_runs(tmp_path: Path) -> None:
-    """Tools of a ConfigMap, the base's own call format, a held-out loss for each epoch, and a whole model."""
+def test_the_functiongemma_recipe_runs(tmp_path: Path) -> None:
+    """Tools of a ConfigMap, the base model's call format, a held-out loss for each epoch, and a full model."""
     with the_functiongemma_guide(tmp_path, 24, epochs=2) as machine:
         machine.spec["evaluation"] = {"maxRows": 4, "maxNewTokens": 8, "gates": []}
         ended, executed = machine.run()
@@ -146,7 +146,7 @@ def test_the_functiongemma_guide_runs(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.learns
-def test_the_functiongemma_guide_is_learnt(tmp_path: Path, seed: int) -> None:
+def test_the_functiongemma_recipe_learns_its_task(tmp_path: Path, seed: int) -> None:
     """The model learns which search to call, and each epoch is measured."""
     with the_functiongemma_guide(tmp_path, 240, learningRate="1e-3", seed=seed) as machine:
         ended, _ = machine.run()
@@ -160,8 +160,8 @@ def test_the_functiongemma_guide_is_learnt(tmp_path: Path, seed: int) -> None:
         at_most("share of the first epoch's loss", losses[-1] / losses[0], 0.5)
 
 
-def test_plain_instructions_run(tmp_path: Path) -> None:
-    """Parquet files of the Hub by pattern, a template of the user's own, and a whole model that is published."""
+def test_the_plain_instructions_recipe_runs(tmp_path: Path) -> None:
+    """Parquet files of the Hub by pattern, a user template, and a full model that is published."""
     with plain_instructions(tmp_path, 60, maxSteps=2) as machine:
         machine.spec["evaluation"] |= {"maxRows": 4, "maxNewTokens": 8}
         ended, executed = machine.run()
@@ -176,8 +176,8 @@ def test_plain_instructions_run(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.learns
-def test_plain_instructions_are_learnt(tmp_path: Path, seed: int) -> None:
-    """Rows without a tool teach answers to the letter, in the turns of a template of the user's own."""
+def test_the_plain_instructions_recipe_learns_its_task(tmp_path: Path, seed: int) -> None:
+    """Rows without tools teach exact answers, in the turns of a user template."""
     with plain_instructions(tmp_path, 700, learningRate="2e-3", maxSteps=200, seed=seed) as machine:
         ended, _ = machine.run()
         assert ended.code == 0, ended.log

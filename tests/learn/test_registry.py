@@ -29,7 +29,7 @@ REPOSITORY = "team/tools"
 
 
 def a_model(folder: Path, weights: bytes = bytes(range(256)) * 40_000) -> Path:
-    """A folder with the files of a model: one of 10 MB, whose size is no multiple of a block."""
+    """A folder with the files of a model, one of 10 MB whose size is no multiple of a block."""
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(weights + b"end")
@@ -38,7 +38,7 @@ def a_model(folder: Path, weights: bytes = bytes(range(256)) * 40_000) -> Path:
 
 
 def client(url: str, login: RegistryLogin | None = None, waits: list[float] | None = None) -> RegistryRepository:
-    """A client that does not wait between attempts, but notes how long it would."""
+    """A client that records its waits between attempts instead of waiting."""
     waits = [] if waits is None else waits
     return RegistryRepository(Oci(registry=url, repository=REPOSITORY), login, waits.append)
 
@@ -69,7 +69,7 @@ def an_empty(folder: Path) -> Path:
 
 
 def test_an_image_is_tagged_after_it_was_verified(tmp_path: Path):
-    """Each file is below /models, without provenance.json. A failed check leaves the tag as it was."""
+    """Each file is below /models, without provenance.json. A failed verification does not move the tag."""
     model = a_model(tmp_path / "model")
     built = image.build(model, "tools")
     with a_registry(tmp_path / "registry", login=False) as host:
@@ -98,7 +98,7 @@ def test_an_image_is_tagged_after_it_was_verified(tmp_path: Path):
 
 
 def test_credentials_are_needed_and_sent_over_https_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Wrong and missing ones are refused at once with the repository's name, and the right ones may push."""
+    """Wrong and missing ones are rejected with the repository's name."""
     authority = Authority.ensure(tmp_path / "pki")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.certificate("ca")))
     with a_registry(tmp_path / "registry", authority) as host:
@@ -124,7 +124,7 @@ def test_credentials_are_needed_and_sent_over_https_only(tmp_path: Path, monkeyp
 
 @contextmanager
 def cutting(host: str, *, after: int, times: int) -> Iterator[str]:
-    """Hand connections on to a registry, and cut the first ones that send more than `after` bytes."""
+    """Forward connections to a registry, and cut the first ones that send more than `after` bytes."""
     name, port = host.split(":")
     listener = socket.create_server(("127.0.0.1", 0))
     left = [times]
@@ -161,8 +161,8 @@ def cutting(host: str, *, after: int, times: int) -> Iterator[str]:
         listener.close()
 
 
-def test_an_interrupted_upload_starts_again(tmp_path: Path):
-    """A connection that is lost in the middle of the weights costs a wait, and not the layers before it."""
+def test_an_interrupted_upload_is_retried(tmp_path: Path):
+    """Layers that were uploaded before are kept."""
     built = image.build(a_model(tmp_path / "model"), "tools")
     waits: list[float] = []
     with a_registry(tmp_path / "registry", login=False) as host, cutting(host, after=3_000_000, times=2) as cut:
@@ -173,7 +173,7 @@ def test_an_interrupted_upload_starts_again(tmp_path: Path):
         assert len(files_of(host, "v1")["models/model.safetensors"]) == 10_240_003
 
 
-def test_a_registry_that_stays_away_is_a_failure_that_is_retried(tmp_path: Path):
+def test_an_unavailable_registry_is_a_retryable_failure(tmp_path: Path):
     """After all waits, with the name of the repository."""
     waits: list[float] = []
     with socket.create_server(("127.0.0.1", 0)) as closed:
@@ -193,8 +193,8 @@ def test_a_registry_that_stays_away_is_a_failure_that_is_retried(tmp_path: Path)
         (429, Reason.REGISTRY_UNREACHABLE, 7),
     ],
 )
-def test_what_a_registry_answers_decides_about_a_retry(status: int, reason: Reason, attempts: int):
-    """ECR answers 404 for a repository that does not exist, and creates none; only load is worth another attempt."""
+def test_the_status_of_a_registry_decides_about_a_retry(status: int, reason: Reason, attempts: int):
+    """ECR returns 404 for a missing repository, and creates none; only overload is worth another attempt."""
     requests = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -222,7 +222,7 @@ def test_what_a_registry_answers_decides_about_a_retry(status: int, reason: Reas
 
 
 def test_a_trained_model_is_published_as_an_image(extended_run: TrainedRun, tmp_path: Path):
-    """Its digest is in the facts and in provenance.json; nothing is pushed twice, and a moved tag comes back."""
+    """Its digest is in the facts and in provenance.json; nothing is pushed twice, and a moved tag is restored."""
     with a_registry(tmp_path / "registry", login=False) as host:
         run = extended_run.changed(
             evaluation={"gates": [{"metric": "exact_match", "min": "0.2"}]},

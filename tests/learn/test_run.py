@@ -1,4 +1,4 @@
-"""All four stages through the command line: nothing is done twice, and an edit redoes what depends on it."""
+"""All four stages through the command line: outputs are reused, and an edit reruns only dependent stages."""
 
 import json
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ def a_machine(folder: Path) -> Iterator[Machine]:
         lines = "".join(json.dumps(row) + "\n" for row in rows(200, seed=5, offered=2, talk=0.15))
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=lines.encode())
         spec = world.spec(maxSteps=4).model_dump(mode="json", by_alias=True)
-        spec["evaluation"] |= {"maxNewTokens": 20, "gates": []}  # what is learnt is looked at elsewhere
+        spec["evaluation"] |= {"maxNewTokens": 20, "gates": []}  # learned metrics are tested elsewhere
         manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune"}
         yield Machine(world, folder, [{**manifest, "metadata": {"name": "tools"}, "spec": spec}])
 
 
-def test_each_edit_redoes_what_depends_on_it_and_nothing_else(tmp_path: Path) -> None:
-    """Proves the one idea of the architecture, end to end: a stage whose output is there is never done again."""
+def test_each_edit_reruns_only_dependent_stages(tmp_path: Path) -> None:
+    """A stage with an existing output is never executed again."""
     with a_machine(tmp_path) as machine:
         edit_and_run(machine)
 
@@ -54,8 +54,8 @@ def edit_and_run(machine: Machine) -> None:
     assert (ended.code, executed) == (0, ["train", "evaluate", "publish"]), ended.log
 
 
-def test_a_stage_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> None:
-    """Proves that the exit code and the remedy of the stage are what the user gets."""
+def test_a_failed_stage_ends_the_run_with_its_reason(tmp_path: Path) -> None:
+    """With its exit code and remedy."""
     with a_machine(tmp_path) as machine:
         machine.spec["dataset"]["uri"] = f"s3://{machine.world.bucket}/no-such-file.jsonl"
         ended, executed = machine.run()

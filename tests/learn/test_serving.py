@@ -1,4 +1,4 @@
-"""What is published serves: the contract's own command starts an OpenAI-compatible server, and a client gets calls."""
+"""The contract's command starts an OpenAI-compatible server with the published model, and a client gets calls."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tunemill_trainer.serving.releases import launch_of
 
 
 def right_cases(run: TrainedRun, folder: Path) -> list[Case]:
-    """Return the cases for which evaluate found that the tuned model calls what is wanted."""
+    """Return the cases in which the tuned model makes the expected calls."""
     workspace, prepared = run.world.workspace(), run.run.prepared
     assert prepared is not None
     workspace.fetch(Stage.EVALUATE, keys.evaluate_key(run.train_key, run.run.spec), folder / "evaluation")
@@ -25,8 +25,8 @@ def right_cases(run: TrainedRun, folder: Path) -> list[Case]:
     return [case for case in Prepared(folder / "prepared").cases() if case.id in right]
 
 
-def test_an_openai_client_gets_the_calls_that_evaluate_promised(extended_run: TrainedRun, tmp_path: Path):
-    """Push, start the server with the command in the status, ask with tools: the parsed call is the row's own."""
+def test_an_openai_client_gets_the_calls_of_evaluate(extended_run: TrainedRun, tmp_path: Path):
+    """The server is started with the command in the status, and the parsed calls are those of the rows."""
     run = extended_run.changed(
         evaluation={"gates": [{"metric": "exact_match", "min": "0.2"}]},
         publish={"repository": "acme/served", "serving": "Transformers"},

@@ -1,4 +1,4 @@
-"""What happens within a run: steps cut into forward passes, memory that is not enough, resuming, stopping early."""
+"""Within a run: steps split into forward passes, out-of-memory errors, resuming, early stopping."""
 
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ WITHOUT_DROPOUT = {"lora": {"dropout": "0"}, "adalora": {"dropout": "0"}}
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    """A base with random weights, for what does not need to be learnt."""
+    """A base model with random weights."""
     return a_task(cached_base("qwen3", steps=0), tmp_path_factory.mktemp("raw"))
 
 
 @pytest.fixture
 def whole_in_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A device that takes 8 rows in a forward pass and no more; the rows of all passes that it took."""
+    """A device with room for 8 rows in a forward pass; the row counts of all passes."""
     taken: list[int] = []
 
     def small(model: Any, batch: Pass) -> Scores:
@@ -48,8 +48,8 @@ def figures(history: list[dict]) -> list[tuple[float, float]]:
     return [(entry["loss"], entry["grad_norm"]) for entry in history]
 
 
-def test_how_a_step_is_cut_changes_nothing(raw: Task, tmp_path: Path):
-    """Proves that the loss is the mean over the step's supervised tokens, however few rows a pass has."""
+def test_splitting_a_step_changes_no_result(raw: Task, tmp_path: Path):
+    """The loss is the mean over the step's supervised tokens, for any size of passes."""
     adapter_spec = adapter("LoRA", **WITHOUT_DROPOUT)
     whole, cut = (
         raw.train(tmp_path / str(tokens), adapter_spec, raw.model(), count=48, made=Plan(3, 1, tokens))
@@ -72,7 +72,7 @@ def test_how_a_step_is_cut_changes_nothing(raw: Task, tmp_path: Path):
         ("LoRA", Quantization.INT8, 0.05),
     ],
 )
-def test_every_method_trains_on_rows_end_to_end_as_on_padded_rows(
+def test_every_method_gives_the_same_results_on_concatenated_and_padded_rows(
     raw: Task,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -80,7 +80,7 @@ def test_every_method_trains_on_rows_end_to_end_as_on_padded_rows(
     quantization: Quantization,
     precision: float,
 ):
-    """Proves that adapters, new tokens and quantised weights do not care how rows lie."""
+    """With adapters, new tokens and quantized weights."""
     adapter_spec, settings = adapter(method, **WITHOUT_DROPOUT), {"count": 32, "maxSteps": 2, "held_out": True}
     laid = raw.train(tmp_path / "laid", adapter_spec, raw.model(quantization), **settings)
     monkeypatch.setattr(attention, "FAMILIES", frozenset())
@@ -92,16 +92,18 @@ def test_every_method_trains_on_rows_end_to_end_as_on_padded_rows(
     assert laid.best.loss == pytest.approx(padded.best.loss, rel=precision)
 
 
-def test_rows_that_do_not_fit_are_cut_smaller_and_none_is_lost(raw: Task, tmp_path: Path, whole_in_memory: list[int]):
-    """Proves that a run goes on after a lack of memory with the same steps, and ends when one row does not fit."""
+def test_passes_that_do_not_fit_are_split_without_losing_rows(raw: Task, tmp_path: Path, whole_in_memory: list[int]):
+    """The run continues with the same steps, and fails when one row does not fit."""
     result = raw.train(tmp_path, adapter("LoRA", **WITHOUT_DROPOUT), raw.model(), count=48)
     assert sum(whole_in_memory) == 48
     assert max(whole_in_memory) <= 8
     assert result.finished
 
 
-def test_mixed_precision_is_on_wherever_a_loss_is_computed(raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Proves it for the loss of GPUs, which does not call the model's forward, in training and on held-out rows."""
+def test_mixed_precision_applies_wherever_a_loss_is_computed(
+    raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also for the loss for GPUs, which bypasses the model's forward, in training and on held-out rows."""
     seen = []
 
     def watched(model: Any, batch: Pass) -> Scores:
@@ -118,8 +120,8 @@ def test_mixed_precision_is_on_wherever_a_loss_is_computed(raw: Task, tmp_path: 
 
 
 @pytest.mark.parametrize("method", ["AdaLoRA", "Full", "LoRA"])
-def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(raw: Task, tmp_path: Path, method: str):
-    """Proves that a checkpoint holds all that the next step depends on: AdaLoRA's memory and ranks, and dropout."""
+def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(raw: Task, tmp_path: Path, method: str):
+    """The checkpoint has all state, including AdaLoRA's averages and ranks, and dropout."""
     settings = {"count": 48, "maxSteps": 8, "batchSize": 8, "checkpoint": {"everySteps": 3}}
     undisturbed = raw.train(tmp_path / "run", adapter(method), raw.model(), **settings)
     resumed = raw.train(
@@ -136,10 +138,8 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(raw: Task, tmp_pat
         assert torch.equal(one, other), name
 
 
-def test_training_ends_when_the_held_out_loss_rises_and_keeps_the_best_epoch(
-    raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Proves patience, that what is kept has the lowest loss, and that a resumed run decides alike."""
+def test_early_stopping_keeps_the_best_epoch(raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With patience; the kept epoch has the lowest loss, and a resumed run decides equally."""
     settings = {
         "count": 16,
         "batchSize": 8,
@@ -181,21 +181,21 @@ def _answer(row: dict[str, list[int]]) -> int:
     ("rows", "batch", "steps", "expected"),
     [(32, 16, 6, {2, 4, 6}), (33, 16, 7, {3, 5, 7}), (100, 16, 3, {3}), (5, 16, 3, {1, 2, 3})],
 )
-def test_epochs_end_where_their_last_row_was_seen(rows: int, batch: int, steps: int, expected: set[int]):
-    """Proves that a run without a whole epoch is measured at its end, and tiny data not more than once a step."""
+def test_epochs_end_with_their_last_row(rows: int, batch: int, steps: int, expected: set[int]):
+    """A run shorter than an epoch is measured at its end, and tiny data at most once per step."""
     assert held_out.ends_of_epochs(rows, batch, steps) == expected
 
 
 @pytest.mark.parametrize("target", ["no_such_layer", "embed_tokens", "lm_head"])
-def test_a_target_module_that_cannot_carry_an_adapter_is_refused(raw: Task, target: str):
-    """Proves that neither embeddings nor head get an adapter, and that the message has what the model offers."""
+def test_an_unsupported_target_module_is_refused(raw: Task, target: str):
+    """Neither embeddings nor head get an adapter; the message has the supported modules."""
     with pytest.raises(StageError, match=rf"q_proj.*found .{target}") as error:
         adapter_config(adapter("LoRA", lora={"targetModules": ["q_proj", target]}), raw.model(), raw.tokens, 2)
     assert error.value.reason is Reason.INVALID_SPEC
 
 
 def test_too_few_steps_for_adalora_are_refused(raw: Task):
-    """Proves that the message names the fields that add steps."""
+    """The message has the fields that add steps."""
     with pytest.raises(StageError, match=r"maxSteps") as error:
         adapter_config(adapter("AdaLoRA"), raw.model(), raw.tokens, 1)
     assert error.value.reason is Reason.INVALID_SPEC

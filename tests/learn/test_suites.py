@@ -1,4 +1,4 @@
-"""Suites: rows that are never trained on, judged for base and tuned model."""
+"""Suites: rows that are never trained on, evaluated with base and tuned model."""
 
 import json
 from dataclasses import replace
@@ -42,7 +42,7 @@ def prepared(run: TrainedRun, suites: list[dict[str, Any]], gates: list[dict[str
 
 
 def facts_of(run: TrainedRun) -> PreparedFacts:
-    """What prepare found."""
+    """The facts of prepare."""
     assert run.run.prepared is not None
     return run.run.prepared
 
@@ -95,7 +95,7 @@ def with_suites(extended_run: TrainedRun) -> TrainedRun:
 
 @pytest.mark.learns
 def test_each_judge_compares_base_and_tuned_model(with_suites: TrainedRun, extended_run: TrainedRun, tmp_path: Path):
-    """The tuned model makes more right calls and finds the answers more likely; the model is trained once."""
+    """The tuned model makes more right calls and has a lower loss; the model is trained once."""
     prepare = facts_of(with_suites)
     assert prepare.key == facts_of(extended_run).key
     assert with_suites.train_key == extended_run.train_key
@@ -127,7 +127,7 @@ def test_each_judge_compares_base_and_tuned_model(with_suites: TrainedRun, exten
 
 
 def test_a_changed_suite_is_evaluated_again_without_training(with_suites: TrainedRun):
-    """The base model's results on the other suites and on the held-out rows are those of before."""
+    """The base model's results on the other suites and on the held-out rows are reused."""
     before = evaluation(with_suites)
     again = succeeded(with_suites, Stage.PREPARE)
     assert not again.executed

@@ -1,4 +1,4 @@
-"""What is done about the tags that a base lacks: also as ordinary text they are learnt."""
+"""Modes for tags that a base model lacks, including tags as ordinary text."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tunemill_dev.tiny.cached import cached_base
 
 @pytest.mark.learns
 def test_tags_as_text_are_learnt(seed: int, tmp_path: Path):
-    """A base that never saw a tag comes to write it in pieces, around the right call."""
+    """A base model without tags learns to write them as several tokens, around the right call."""
     task = a_task(cached_base("gemma2"), tmp_path, as_text=True)
     assert len(AutoTokenizer.from_pretrained(task.tokenizer).tokenize(TAGS[0])) > 1
     model = task.model()
@@ -25,8 +25,8 @@ def test_tags_as_text_are_learnt(seed: int, tmp_path: Path):
 
 @pytest.mark.long
 @pytest.mark.learns
-def test_a_run_with_tags_as_text_learns(seed: int, tmp_path: Path):
-    """The same through the stages, with the tools' schemas in the prompts; the vocabulary is what it was."""
+def test_a_run_learns_with_tags_as_text(seed: int, tmp_path: Path):
+    """With the stages and the schemas of tools in the prompts; the vocabulary is unchanged."""
     recipe = Recipe("gemma2", mode="Text").with_seed(seed)
     with a_trained_run(tmp_path, recipe) as run:
         prepared = run.run.prepared

@@ -1,4 +1,4 @@
-"""A run that logs to a real MLflow server, and to a Weights & Biases that cannot be reached."""
+"""A run that logs to a real MLflow server, and to an unreachable Weights & Biases."""
 
 import subprocess
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_a_run_is_logged_with_settings_losses_metrics_and_report(server: str, tmp_path: Path) -> None:
-    """Train and evaluate log to one run, which is finished afterwards; the other tracker stops nothing."""
+    """Train and evaluate log to one run, which is then finished; the unreachable tracker has no effect."""
     machine = Machine(tmp_path)
     (port,) = free_ports(1)
     nowhere = {"endpoint": f"http://127.0.0.1:{port}", "tokenSecretRef": {"name": "wandb"}}

@@ -1,4 +1,4 @@
-"""What training makes of prepared rows: an adapter that learnt and loads anywhere, errors that say what to do."""
+"""Train with prepared rows: a trained adapter that can be loaded, and errors with a remedy."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tunemill_dev.tiny.cached import cached_base
 
 
 def test_the_adapter_is_committed_with_the_record_of_its_training(extended_run: TrainedRun, tmp_path: Path) -> None:
-    """Proves that the loss fell, that every step is on record, and that no embedding matrix is in the adapter."""
+    """The loss decreases, every step is recorded, and the adapter has no embedding matrix."""
     run = extended_run
     output = tmp_path / "output"
     trained = TrainedFacts.model_validate(run.world.workspace().fetch(Stage.TRAIN, run.train_key, output).facts)
@@ -46,8 +46,8 @@ def test_the_adapter_is_committed_with_the_record_of_its_training(extended_run: 
         ("llama", False, False),
     ],
 )
-def test_every_shape_of_vocabulary_trains(tmp_path: Path, kind: str, tied: bool, extend: bool) -> None:
-    """Proves that the loss falls with a head of its own and without, with new tags and with those of the base."""
+def test_training_works_with_every_kind_of_vocabulary(tmp_path: Path, kind: str, tied: bool, extend: bool) -> None:
+    """With tied and untied heads, with new tags and with those of the base model."""
     base = cached_base(kind, () if extend else ALL_TAGS, tied=tied, steps=0)
     with a_world(tmp_path, base) as world:
         facts = prepare(world, base, tmp_path / "prepared", extend=extend)
@@ -56,8 +56,8 @@ def test_every_shape_of_vocabulary_trains(tmp_path: Path, kind: str, tied: bool,
     assert float(ended.report.trained.loss) < float(ended.report.trained.first_loss)
 
 
-def test_a_learning_rate_that_is_too_high_is_said_to_be(world: World, base: Path, tmp_path: Path) -> None:
-    """Proves that a diverging run ends early, for good, with the field to change; and leaves no checkpoint behind."""
+def test_a_too_high_learning_rate_is_reported(world: World, base: Path, tmp_path: Path) -> None:
+    """A diverging run fails early and permanently, with the field to change, and leaves no checkpoint."""
     facts = prepare(world, base, tmp_path / "prepared", extend=True)
     spec = world.spec(maxSteps=60, learningRate="1", warmupRatio="0", checkpoint={"everySteps": 1})
     ended = run_stage(Stage.TRAIN, world, run_spec(spec, facts), tmp_path / "work")
@@ -69,10 +69,8 @@ def test_a_learning_rate_that_is_too_high_is_said_to_be(world: World, base: Path
     assert world.workspace().latest_checkpoint(key, tmp_path / "none") is None
 
 
-def test_a_gpu_that_is_not_there_is_found_before_anything_is_downloaded(
-    world: World, base: Path, tmp_path: Path
-) -> None:
-    """Proves the exit code that has another node tried, and that neither workspace nor Hub were asked for the model."""
+def test_a_missing_gpu_is_detected_before_any_download(world: World, base: Path, tmp_path: Path) -> None:
+    """With the exit code for another node, and without requests to workspace and Hub for the model."""
     facts = prepare(world, base, tmp_path / "prepared", extend=True)
     spec = world.spec(maxSteps=2).model_copy(update={"compute": world.spec().compute.model_copy(update={"gpus": 1})})
     ended = run_stage(
@@ -83,8 +81,8 @@ def test_a_gpu_that_is_not_there_is_found_before_anything_is_downloaded(
     assert not (tmp_path / "work" / "hub").exists()
 
 
-def test_a_target_module_that_is_not_there_is_refused(world: World, base: Path, tmp_path: Path) -> None:
-    """Proves that a wrong module name ends in InvalidSpec with those that the model offers."""
+def test_a_missing_target_module_is_refused(world: World, base: Path, tmp_path: Path) -> None:
+    """With InvalidSpec and the modules of the model."""
     facts = prepare(world, base, tmp_path / "prepared", extend=True)
     spec = world.spec(maxSteps=2)
     lora = spec.adapter.lora.model_copy(update={"target_modules": ["q_proj", "no_such_layer"]})
@@ -96,8 +94,8 @@ def test_a_target_module_that_is_not_there_is_refused(world: World, base: Path, 
     assert "up_proj" in ended.report.failure.message
 
 
-def test_the_loss_is_a_number_in_bfloat16(world: World, base: Path, tmp_path: Path) -> None:
-    """Proves that half-precision weights train: the adapter's own stay in FP32, or they would not move."""
+def test_the_loss_is_finite_in_bfloat16(world: World, base: Path, tmp_path: Path) -> None:
+    """The adapter's own weights stay in FP32, as they would not change otherwise."""
     facts = prepare(world, base, tmp_path / "prepared", extend=True)
     spec = world.spec(maxSteps=12, precision="BF16")
     ended = run_stage(Stage.TRAIN, world, run_spec(spec, facts), tmp_path / "work")

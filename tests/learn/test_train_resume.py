@@ -1,4 +1,4 @@
-"""Training that is stopped, killed or robbed of its checkpoints goes on to the same result, to the last bit."""
+"""A training that is stopped, killed or loses checkpoints resumes to the same result, bit for bit."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ STEPS, ROWS = 24, 96
 
 @dataclass
 class Training:
-    """One training, in attempts; every attempt is a pod of its own with nothing of the last one on its disk."""
+    """One training in several attempts, each a separate pod with an empty disk."""
 
     world: World
     run: RunSpec
@@ -39,7 +39,7 @@ class Training:
         return run_stage(Stage.TRAIN, self.world, self.run, self.folder / f"pod-{self.attempts}", watch=watch)
 
     def history(self) -> list[dict]:
-        """Return what was logged, by step."""
+        """Return the log by step."""
         output = self.folder / "output"
         self.world.workspace().fetch(Stage.TRAIN, self.key, output)
         return [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()]
@@ -50,7 +50,7 @@ class Training:
         return [item["Key"] for item in listed.get("Contents", [])]
 
     def remove(self, ending: str) -> int:
-        """Remove the objects below the training's key that end so, and return how many."""
+        """Remove the objects below the training's key with this suffix, and return how many."""
         names = [name for name in self.objects() if name.endswith(ending)]
         for name in names:
             self.world.s3().delete_object(Bucket=self.world.bucket, Key=name)
@@ -69,14 +69,14 @@ def a_training(folder: Path) -> Iterator[Training]:
 
 @pytest.fixture
 def training(tmp_path: Path) -> Iterator[Training]:
-    """A training that has not begun."""
+    """A training that has not started."""
     with a_training(tmp_path) as begun:
         yield begun
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A training that nothing disturbed, its first attempt, and what it logged."""
+    """An undisturbed training, its first attempt, and its log."""
 
     training: Training
     first: Ended
@@ -85,7 +85,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    """A run that nothing disturbs."""
+    """An undisturbed run."""
     with a_training(tmp_path_factory.mktemp("undisturbed")) as training:
         ended = training.attempt()
         assert ended.code == 0, ended.log
@@ -125,7 +125,7 @@ def killed(training: Training, step: int) -> Ended:
     [[(stopped, 5), (killed, 15)], [(killed, 5), (stopped, 15), (killed, 20), (killed, STEPS)]],
     ids=["stopped first", "killed first"],
 )
-def test_a_disturbed_run_goes_on_to_the_same_losses(
+def test_an_interrupted_run_resumes_to_the_same_losses(
     training: Training, undisturbed: Finished, attempts: list[tuple[Callable[[Training, int], Ended], int]]
 ) -> None:
     """Proves that a pod that is stopped or killed, in either epoch, costs no more than the steps since its checkpoint.
@@ -144,8 +144,8 @@ def test_a_disturbed_run_goes_on_to_the_same_losses(
     assert losses(training.history()) == losses(undisturbed.history)
 
 
-def test_a_torn_checkpoint_is_passed_over(training: Training, undisturbed: Finished) -> None:
-    """Proves that a checkpoint that lacks a file or its manifest is never resumed from."""
+def test_an_incomplete_checkpoint_is_skipped(training: Training, undisturbed: Finished) -> None:
+    """One without a file or its manifest is never resumed from."""
     training.attempt(at_checkpoint(10, signal.SIGKILL))
     whole = [name for name in training.objects() if name.endswith("/manifest.json")]
     assert whole
@@ -158,8 +158,8 @@ def test_a_torn_checkpoint_is_passed_over(training: Training, undisturbed: Finis
     assert losses(training.history()) == losses(undisturbed.history)
 
 
-def test_a_finished_training_is_done_once_and_leaves_no_checkpoint(undisturbed: Finished) -> None:
-    """Proves that the second pod of a finished training does nothing, and that its checkpoints are gone."""
+def test_a_finished_training_is_not_rerun_and_leaves_no_checkpoint(undisturbed: Finished) -> None:
+    """The second pod exits, and the checkpoints are removed."""
     training, first = undisturbed.training, undisturbed.first
     assert not [name for name in training.objects() if "/checkpoints/" in name]
     second = training.attempt()

@@ -88,7 +88,7 @@ def a_world(folder: Path, base: Path | None, *, bucket: str = "") -> Iterator[Wo
     for purpose in ("hub-read", "hub-write"):
         (secrets / purpose).mkdir()
         (secrets / purpose / "token").write_text(_HUB_TOKEN)
-    # The local Hub speaks no Xet; the variable for it may come too late, as any test may have imported the library.
+    # The local Hub does not support Xet; the variable may be set too late, as a test may have imported the library.
     huggingface_hub.constants.HF_HUB_DISABLE_XET = True
     accounts = Accounts.model_validate(
         {
@@ -115,7 +115,7 @@ def a_world(folder: Path, base: Path | None, *, bucket: str = "") -> Iterator[Wo
 
 
 def prepare(world: World, base: Path, folder: Path, *, extend: bool, count: int = 320) -> PreparedFacts:
-    """Commit a small output of prepare: a request and the call that answers it, without the tools' schemas."""
+    """Commit a small output of prepare: a request and a call, without the schemas of tools."""
     from transformers import AddedToken, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -161,7 +161,7 @@ def run_spec(spec: FineTuneSpec, prepared: PreparedFacts | None) -> RunSpec:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a stage process ended."""
+    """The result of a stage process."""
 
     code: int
     report: StageReport | None

@@ -1,4 +1,4 @@
-"""Kueue as it is shipped (its CRDs, its webhooks, its controller), run with a control plane, and its queues."""
+"""The released Kueue (CRDs, webhooks, controller) with a control plane, and its queues."""
 
 import base64
 import os
@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 @contextmanager
 def a_kueue(api: Api, kubeconfig: Path, folder: Path) -> Iterator[None]:
-    """Run Kueue until the block ends; its files lie in an empty folder."""
+    """Run Kueue until the block ends, with its files in an empty folder."""
     program = binaries.ensure([binaries.KUEUE])[binaries.KUEUE.name] / "kueue"
     source = binaries.source_of(binaries.KUEUE, "sigs.k8s.io/kueue") / "config" / "components"
     webhooks, health = free_ports(2)
@@ -60,7 +60,7 @@ class Queues:
     api: Api
 
     def open(self, namespace: str, name: str, gpus: int, **cluster_queue: Any) -> None:
-        """Make a LocalQueue with a ClusterQueue and a flavor of its own, of the same name and with so many GPUs."""
+        """Create a LocalQueue, a ClusterQueue and a flavor with the same name and this number of GPUs."""
         self.api.post(f"{GROUP}/resourceflavors", queues.resource_flavor(name))
         self.api.post(f"{GROUP}/clusterqueues", queues.cluster_queue(name, _quotas(gpus), **cluster_queue))
         self.api.post(f"{GROUP}/namespaces/{namespace}/localqueues", queues.local_queue(name, namespace, of=name))
@@ -70,7 +70,7 @@ class Queues:
         self.change(name, resourceGroups=queues.resource_groups(name, _quotas(gpus)))
 
     def rank(self, name: str, value: int) -> None:
-        """Make a WorkloadPriorityClass."""
+        """Create a WorkloadPriorityClass."""
         self.api.post(f"{GROUP}/workloadpriorityclasses", queues.priority_class(name, value))
 
     def change(self, name: str, **spec: Any) -> None:
@@ -83,12 +83,12 @@ class Queues:
         return items
 
     def activate(self, namespace: str, name: str, *, active: bool) -> None:
-        """Put a Workload into its queue or take it out, as an administrator does."""
+        """Activate or deactivate a Workload, as an administrator does."""
         self.api.patch(f"{GROUP}/namespaces/{namespace}/workloads/{name}", {"spec": {"active": active}})
 
 
 def _quotas(gpus: int) -> dict[str, int | str]:
-    """Return quotas of which only that of GPUs is ever short. Each pod requests a CPU and memory, too."""
+    """Return quotas of which only that of GPUs is scarce. Pods also request a CPU and memory."""
     return {GPU: gpus, "cpu": 1000, "memory": "10Ti"}
 
 
@@ -143,7 +143,7 @@ def _reached_at(client: Json, path: str) -> Json:
 
 
 def _configuration(source: Path, folder: Path, webhooks: int, health: int) -> Json:
-    """Return the configuration that it is shipped with; only addresses differ, and which kinds it queues."""
+    """Return the released configuration with other addresses, and with these kinds of Jobs."""
     shipped: Json = yaml.safe_load((source / "manager" / "controller_manager_config.yaml").read_text())
     return shipped | {
         "namespace": SYSTEM,

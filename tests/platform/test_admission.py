@@ -1,4 +1,4 @@
-"""What the API server refuses to a program that holds the operator's rights: the chart's admission policies at work."""
+"""The chart's admission policies: what a program with the operator's permissions cannot do."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ Json = dict[str, Any]
 
 
 def a_job(namespace: str = "team-a", change: Callable[[Json], object] = lambda job: None, **parts: Any) -> Json:
-    """Return a Job that the operator makes, with a change that somebody else made to it."""
+    """Return a Job of the operator with one foreign change."""
     finetune = finetune_of(a_finetune_body(namespace=namespace, **parts))
     assert finetune.spec is not None
     work = Work("train", (Stage.TRAIN, Stage.EVALUATE), "0123456789abcdef")
@@ -75,7 +75,7 @@ def container_of(job: Json) -> Json:
 
 @pytest.fixture(scope="module")
 def installed(bare_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster with the chart's roles and policies, once the policies are in force."""
+    """The cluster with the chart's roles and policies, once the policies are enforced."""
     kinds = {"ServiceAccount", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
     roles = {"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
     objects = [item for item in yaml.safe_load_all(rendered({})) if item and item["kind"] in kinds | roles]
@@ -99,19 +99,19 @@ def installed(bare_cluster: Cluster) -> Iterator[Cluster]:
 
 
 def refusal(cluster: Cluster, job: Json, user: str = OPERATOR) -> str:
-    """Return what the API server says against a Job of the operator's; empty when it would create it."""
+    """Return the API server's error for a Job of the operator; empty if it is accepted."""
     done = cluster.kubectl("create", "--dry-run=server", f"--as={user}", "--filename=-", stdin=json.dumps(job))
     return "" if done.returncode == 0 else done.stderr
 
 
 def labelled(cluster: Cluster, *labels: str, pod: str = "tunemill-0") -> str:
-    """Return what the API server says against labels of a pod in the operator's namespace; empty when it sets them."""
+    """Return the API server's error for labels of a pod in the operator's namespace; empty if accepted."""
     done = cluster.kubectl("label", "pod", pod, "-n", NAMESPACE, "--overwrite", f"--as={OPERATOR}", *labels)
     return "" if done.returncode == 0 else done.stderr
 
 
-def test_the_operators_own_jobs_are_created_in_every_team(installed: Cluster) -> None:
-    """The policies take nothing away that the operator needs."""
+def test_the_operators_own_jobs_are_accepted_in_every_team_namespace(installed: Cluster) -> None:
+    """The policies deny nothing that the operator needs."""
     for team in TEAMS:
         assert refusal(installed, a_job(team)) == ""
         group = a_job(team, compute={"nodes": 4})
@@ -120,8 +120,8 @@ def test_the_operators_own_jobs_are_created_in_every_team(installed: Cluster) ->
 
 
 @pytest.mark.parametrize("namespace", ["kube-system", "kube-public", "kube-node-lease", NAMESPACE])
-def test_no_job_is_created_in_a_system_namespace(installed: Cluster, namespace: str) -> None:
-    """There are the Secrets and accounts of the cluster; RBAC alone would allow it."""
+def test_a_job_in_a_system_namespace_is_denied(installed: Cluster, namespace: str) -> None:
+    """It could use Secrets and accounts of the cluster; RBAC alone would permit it."""
     assert installed.may(OPERATOR, "create", "jobs", "-n", namespace)
     assert "must not create Jobs in this namespace" in refusal(installed, a_job(namespace))
 
@@ -168,8 +168,8 @@ API_TOKEN = {"name": "api", "projected": {"sources": [{"serviceAccountToken": {"
         (lambda job: pod_of(job)["volumes"].append(SIGSTORE_TOKEN), TOKEN),
     ],
 )
-def test_a_job_that_escapes_is_refused(installed: Cluster, change: Callable[[Json], object], words: str) -> None:
-    """One change to a Job of the operator's each; and nobody but the operator is bound by it."""
+def test_a_modified_job_is_denied(installed: Cluster, change: Callable[[Json], object], words: str) -> None:
+    """One change to a Job of the operator each. Other accounts are not affected."""
     job = a_job(change=change)
     assert words in refusal(installed, job)
     assert "Tunemill operator" not in refusal(installed, job, "cluster-admin")
@@ -194,10 +194,10 @@ NOT_OWNED = "only Services and NetworkPolicies owned by a FunctionCallFineTune"
         ("NetworkPolicy", lambda item: item["spec"].update(policyTypes=["Egress"]), ONE_GROUP),
     ],
 )
-def test_no_other_service_or_policy_is_created(
+def test_foreign_services_and_network_policies_are_denied(
     installed: Cluster, kind: str, change: Callable[[Json], object], words: str
 ) -> None:
-    """They could take traffic that is meant for others, or cut others off."""
+    """They could redirect traffic of others, or block it."""
     (item,) = [item for item in companions_of(a_job(compute={"nodes": 2})) if item["kind"] == kind]
     item = copy.deepcopy(item)
     change(item)
@@ -205,22 +205,20 @@ def test_no_other_service_or_policy_is_created(
     assert "Tunemill operator" not in refusal(installed, item, "cluster-admin")
 
 
-def test_jobs_of_others_are_not_deleted(installed: Cluster) -> None:
-    """The right to delete Jobs ends at those of FunctionCallFineTunes."""
+def test_deleting_foreign_jobs_is_denied(installed: Cluster) -> None:
+    """Only Jobs of FunctionCallFineTunes can be deleted."""
     foreign = a_job(change=lambda job: job["metadata"].pop("ownerReferences"))
-    foreign["metadata"]["name"] = "somebody-elses"
+    foreign["metadata"]["name"] = "foreign"
     assert installed.kubectl("create", "--filename=-", stdin=json.dumps(foreign)).returncode == 0
     try:
-        done = installed.kubectl(
-            "delete", "job", "somebody-elses", "-n", "team-a", "--dry-run=server", f"--as={OPERATOR}"
-        )
+        done = installed.kubectl("delete", "job", "foreign", "-n", "team-a", "--dry-run=server", f"--as={OPERATOR}")
         assert NO_OWNER in done.stderr
     finally:
-        installed.kubectl("delete", "job", "somebody-elses", "-n", "team-a", "--cascade=background")
+        installed.kubectl("delete", "job", "foreign", "-n", "team-a", "--cascade=background")
 
 
-def test_the_operator_sets_one_label_of_its_own_pods(installed: Cluster) -> None:
-    """Not the image, which the right to patch pods would allow, and no label that other Services select."""
+def test_the_operator_can_set_only_one_label_of_its_pods(installed: Cluster) -> None:
+    """Neither the image, which the patch permission would allow, nor labels selected by other Services."""
     assert labelled(installed, f"{LABEL_LEADER}=true") == ""
     assert labelled(installed, f"{LABEL_LEADER}-") == ""
     assert "may change only the label tunemill.dev/leader" in labelled(installed, "app=payments")

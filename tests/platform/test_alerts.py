@@ -1,4 +1,4 @@
-"""The chart's alerts and the queries of its dashboard, as Prometheus' own tool reads them."""
+"""The chart's alerts and the queries of its dashboard, checked with promtool."""
 
 import json
 import shutil
@@ -23,29 +23,29 @@ def rules() -> dict[str, Any]:
 
 
 def promtool(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run promtool in a folder, whatever its outcome."""
+    """Run promtool in a folder, with any exit code."""
     program = binaries.ensure([binaries.PROMTOOL])[binaries.PROMTOOL.name] / "promtool"
     return subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_alerts_fire_when_they_should_and_only_then(rules: dict[str, Any], tmp_path: Path) -> None:
-    """Each one is tried with series that it is about, before, while and after; with its labels and its text."""
+def test_alerts_fire_only_when_expected(rules: dict[str, Any], tmp_path: Path) -> None:
+    """Each one with series before, during and after the problem, with its labels and its text."""
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
     shutil.copy(TESTS, tmp_path)
     done = promtool(tmp_path, "test", "rules", "tests.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_tried_when_it_fires_and_when_it_does_not(rules: dict[str, Any]) -> None:
-    """A new alert comes with its test."""
+def test_every_alert_has_a_firing_and_a_silent_case(rules: dict[str, Any]) -> None:
+    """A new alert needs a test."""
     tried = [case for test in yaml.safe_load(TESTS.read_text())["tests"] for case in test["alert_rule_test"]]
     alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
     for fires in (True, False):
         assert {case["alertname"] for case in tried if bool(case["exp_alerts"]) is fires} == alerts
 
 
-def test_prometheus_understands_every_query(rules: dict[str, Any], tmp_path: Path) -> None:
-    """Also those of the dashboard, which are read as rules here."""
+def test_prometheus_accepts_every_query(rules: dict[str, Any], tmp_path: Path) -> None:
+    """Also those of the dashboard, which are checked as rules."""
     dashboard = json.loads(render(metrics=WATCHED).one("ConfigMap")["data"]["tunemill.json"])
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     recorded = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(queries)]

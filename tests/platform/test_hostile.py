@@ -1,4 +1,4 @@
-"""A hostile tenant at the API server: references that would escape, pods that lie, objects that are too large."""
+"""A malicious tenant at the API server: references outside the namespace, false reports, too large objects."""
 
 import json
 from collections.abc import Callable
@@ -34,20 +34,20 @@ REFERENCES: dict[str, Callable[[str], Json]] = {
 
 
 @pytest.mark.parametrize("kind", REFERENCES)
-def test_a_name_holds_no_way_out_of_the_namespace(namespace: Namespace, kind: str) -> None:
-    """The API server refuses it, and names the field."""
+def test_a_name_cannot_refer_outside_the_namespace(namespace: Namespace, kind: str) -> None:
+    """The API server rejects it with the field."""
     for name in ESCAPES:
         assert "spec." in namespace.refusal_of("escaping", **REFERENCES[kind](name))
 
 
-def test_the_key_of_a_reference_is_no_path(namespace: Namespace) -> None:
-    """What file it becomes in the pod is not its to say either."""
+def test_the_key_of_a_reference_cannot_be_a_path(namespace: Namespace) -> None:
+    """Nor does it determine the file name in the pod."""
     for key in ("../token", "a/b", "..\\x", "x\n", ""):
         assert "spec." in namespace.refusal_of("escaping", publish={"tokenSecretRef": {"name": "hf", "key": key}})
 
 
-def test_a_namespace_in_a_reference_means_nothing(plane: Plane, namespace: Namespace, operator: Operator) -> None:
-    """The API server drops it, and what is mounted is of the pod's own namespace, as Kubernetes knows nothing else."""
+def test_a_namespace_in_a_reference_is_ignored(plane: Plane, namespace: Namespace, operator: Operator) -> None:
+    """The API server drops it, and mounts are always from the pod's own namespace."""
     foreign = {"credentialsSecretRef": {"name": "theirs", "namespace": "kube-system"}}
     assert namespace.apply("reaching", dataset=foreign)["spec"]["dataset"]["credentialsSecretRef"] == {"name": "theirs"}
     (job,) = eventually(lambda: namespace.jobs("reaching"), "there is a Job")
@@ -57,22 +57,22 @@ def test_a_namespace_in_a_reference_means_nothing(plane: Plane, namespace: Names
     assert not any("namespace" in source for source in sources)
 
 
-def test_a_repository_is_owner_and_name_or_is_refused(namespace: Namespace) -> None:
-    """Nothing in it leads to another page of the Hub, and nothing looks like what it is not."""
+def test_a_repository_must_be_owner_and_name(namespace: Namespace) -> None:
+    """It cannot lead to another page of the Hub, nor contain confusable characters."""
     for repository in REPOSITORIES:
         assert "spec.publish.repository" in namespace.refusal_of("escaping", publish={"repository": repository})
         assert "spec.baseModel.id" in namespace.refusal_of("escaping", baseModel={"id": repository})
 
 
-def test_an_endpoint_holds_no_credentials(namespace: Namespace) -> None:
-    """The spec is read by everybody who may read the object, and copied into pods."""
+def test_an_endpoint_with_credentials_is_rejected(namespace: Namespace) -> None:
+    """The spec is readable by everyone with access to the object, and copied into pods."""
     for endpoint in ("https://me:pa55@hub", "https://hub/?token=x", "https://hub/#x", "file:///etc"):
         for part in ("hub", "dataset", "workspace"):
             assert f"spec.{part}.endpoint" in namespace.refusal_of("telling", **{part: {"endpoint": endpoint}})
 
 
-def test_no_field_loosens_a_pod(namespace: Namespace) -> None:
-    """What a pod may do is not the tenant's to say; the namespaces of these tests refuse what is not restricted."""
+def test_no_field_weakens_the_security_of_a_pod(namespace: Namespace) -> None:
+    """The namespaces of these tests reject pods that are not restricted."""
     fields = {
         "securityContext",
         "hostNetwork",
@@ -89,8 +89,8 @@ def test_no_field_loosens_a_pod(namespace: Namespace) -> None:
     assert "set exactly one of" in namespace.refusal_of("mounting", podTemplates={"train": {"volumes": host}})
 
 
-def test_labels_and_annotations_do_not_pass_for_ours(namespace: Namespace) -> None:
-    """A pod works for its own object, gets the RunSpec that the operator wrote, and waits in the Job's queue."""
+def test_user_labels_and_annotations_cannot_override_ours(namespace: Namespace) -> None:
+    """A pod belongs to its own object, gets the operator's RunSpec, and waits in the Job's queue."""
     forged = [
         {"labels": {LABEL_FINETUNE: "other"}},
         {"labels": {LABEL_STAGE: "publish"}},
@@ -102,8 +102,10 @@ def test_labels_and_annotations_do_not_pass_for_ours(namespace: Namespace) -> No
             assert "are set by the operator" in namespace.refusal_of("posing", podTemplates={stage: template})
 
 
-def test_an_object_that_makes_no_pod_is_told_so_and_holds_up_nobody(namespace: Namespace, operator: Operator) -> None:
-    """Annotations for more than a pod can carry, a service account that is none; the next object is served."""
+def test_an_object_without_a_valid_pod_is_reported_and_does_not_block_others(
+    namespace: Namespace, operator: Operator
+) -> None:
+    """Too large annotations for a pod, or an invalid service account; the next object is served."""
     huge = {f"example.com/a{number}": "x" * 4096 for number in range(64)}
     namespace.apply("huge", podTemplates={"prepare": {"annotations": huge}})
     account = {"prepare": {"serviceAccountName": "../kube-system/admin"}}
@@ -115,32 +117,32 @@ def test_an_object_that_makes_no_pod_is_told_so_and_holds_up_nobody(namespace: N
     namespace.wait_for("next", "Succeeded")
 
 
-def test_what_a_lying_pod_says_is_shown_and_not_obeyed(plane: Plane, namespace: Namespace, operator: Operator) -> None:
-    """Escape sequences in facts, in failures and in what looks like a report become text in status and events."""
+def test_false_reports_of_a_pod_are_escaped(plane: Plane, namespace: Namespace, operator: Operator) -> None:
+    """Escape sequences in facts, failures and invalid reports become plain text in status and events."""
     facts = json.loads(a_report(Stage.PREPARE))
     facts["prepared"]["tokenizerMode"] = NASTY
     facts["prepared"]["dataset"]["format"] = NASTY
-    plane.kubelet.behave("lying", Stage.PREPARE, Ends(0, json.dumps(facts)))
+    plane.kubelet.behave("false-report", Stage.PREPARE, Ends(0, json.dumps(facts)))
     failure = {"reason": "DatasetMalformed", "message": NASTY * 50, "remedy": NASTY}
     message = json.dumps({key: facts[key] for key in ("stage", "startedAt", "finishedAt")} | {"failure": failure})
     plane.kubelet.behave("failing", Stage.PREPARE, Ends(65, message))
     plane.kubelet.behave("babbling", Stage.PREPARE, Ends(70, NASTY * 300))
-    for name in ("lying", "failing", "babbling"):
+    for name in ("false-report", "failing", "babbling"):
         namespace.apply(name, retry={"limit": 0})
-    namespace.wait_for("lying", "Succeeded")
+    namespace.wait_for("false-report", "Succeeded")
     for name in ("failing", "babbling"):
         namespace.wait_for(name, "Failed")
-        eventually(lambda name=name: namespace.events(name), f"an event tells of {name}")
+        eventually(lambda name=name: namespace.events(name), f"an event reports {name}")
     events = namespace.plane.api.get(namespace.path("events"))["items"]
-    statuses = [namespace.status(name) for name in ("lying", "failing", "babbling")]
+    statuses = [namespace.status(name) for name in ("false-report", "failing", "babbling")]
     assert [text for text in texts_in([statuses, events]) if plain(text) != text] == []
     assert all(len(event.get("note") or event.get("message", "")) <= 1024 for event in events)
-    assert r"\u001b[2K" in namespace.status("lying")["prepared"]["tokenizerMode"]
+    assert r"\u001b[2K" in namespace.status("false-report")["prepared"]["tokenizerMode"]
     assert plain(operator.log.read_text(), keep="\n") == operator.log.read_text()
 
 
 def everything(plane: Plane) -> dict[str, str]:
-    """Return all objects of all kinds that the API server lists, as JSON, by the path of their list."""
+    """Return all objects that the API server lists, as JSON, by the path of their list."""
     roots = ["/api/v1"]
     for group in plane.api.get("/apis")["groups"]:
         roots += [f"/apis/{version['groupVersion']}" for version in group["versions"]]
@@ -156,7 +158,7 @@ def everything(plane: Plane) -> dict[str, str]:
 def test_the_values_of_secrets_are_in_no_object_log_or_metric(
     plane: Plane, namespace: Namespace, operator: Operator
 ) -> None:
-    """A good run and one that fails at each stage, with Secrets in every place that can name one."""
+    """A successful run and one that fails at each stage, with Secrets in every reference."""
     canaries = {name: f"canary-{name}-7d1f0c" for name in ("data", "space", "read", "write")}
     for name, value in canaries.items():
         keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "token")

@@ -1,4 +1,4 @@
-"""What the chart makes, before a real API server: all objects of several sets of values; installing without Helm."""
+"""The chart's objects with a real API server, for several sets of values, and the installation without Helm."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def monitored(bare_cluster: Cluster) -> Cluster:
 
 @pytest.mark.parametrize("values", SETS, ids=lambda path: path.name.partition(".")[0])
 def test_the_api_server_accepts_every_object_of_the_chart(monitored: Cluster, values: Path) -> None:
-    """Each field is known and each value valid, by the schemas of the cluster itself."""
+    """Valid for the schemas of the cluster."""
     given = yaml.safe_load(values.read_text())
     if runtime_class := given.get("gpuCheck", {}).get("runtimeClassName"):
         # The API server refuses a pod of a class that does not exist.
@@ -46,7 +46,7 @@ def test_the_api_server_accepts_every_object_of_the_chart(monitored: Cluster, va
 
 @pytest.fixture
 def cluster(bare_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster; what a manifest put into it is taken away."""
+    """The cluster; objects of a manifest are removed afterwards."""
     yield bare_cluster
     bare_cluster.kubectl("delete", "--ignore-not-found", "--filename=-", stdin=without_namespace(MANIFEST))
     for team in TEAMS:
@@ -54,22 +54,22 @@ def cluster(bare_cluster: Cluster) -> Iterator[Cluster]:
 
 
 def without_namespace(text: str) -> str:
-    """Return a manifest without the namespace, in which other tests live."""
+    """Return a manifest without the namespace, which other tests use."""
     return yaml.safe_dump_all(item for item in yaml.safe_load_all(text) if item and item["kind"] != "Namespace")
 
 
 def apply(cluster: Cluster, text: str) -> str:
-    """Apply a manifest as the page says; return what kubectl says."""
+    """Apply a manifest as the page says; return the output of kubectl."""
     done = cluster.kubectl("apply", "--server-side", "--filename=-", stdin=text)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize("namespaces", [(), TEAMS], ids=["everywhere", "two namespaces"])
-def test_the_manifest_installs_an_operator_that_works(
+def test_the_manifest_installs_a_working_operator(
     cluster: Cluster, tmp_path: Path, namespaces: tuple[str, ...]
 ) -> None:
-    """Its pods are let in, it is refused nothing, and it serves a fine-tune as far as a cluster without nodes goes."""
+    """Its pods are admitted, no request is forbidden, and it serves a fine-tune as far as possible without nodes."""
     values = {"image": {"repository": "registry.acme.com/ml/op"}, "watchNamespaces": list(namespaces)}
     apply(cluster, rendered(values) if namespaces else MANIFEST)
     cluster.wait_for_crd(CRD)
@@ -90,7 +90,7 @@ def test_the_manifest_installs_an_operator_that_works(
 def test_applying_the_manifest_again_changes_nothing_and_keeps_the_certificate(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Whoever keeps it in Git applies it every few minutes."""
+    """GitOps tools apply it every few minutes."""
     apply(cluster, MANIFEST)
     secret = ("secret", f"{RELEASE}-progress", "-n", NAMESPACE)
     with an_operator(cluster, tmp_path / "operator", cluster.get("deployment", RELEASE, "-n", NAMESPACE), "none"):
@@ -112,7 +112,7 @@ def versions(cluster: Cluster) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def test_the_demo_and_the_end_to_end_tests_can_share_a_cluster(cluster: Cluster) -> None:
-    """The demo applies the manifest, the tests use Helm: each takes over what the other installed, repeatedly."""
+    """The demo applies the manifest, the tests use Helm: each takes over the installation of the other, repeatedly."""
     adopting = ("--take-ownership", "--server-side=true", "--force-conflicts")
     for image in ("op:1", "op:2"):
         manifest = with_images(MANIFEST, image, "tr:1", "http://hub.demo")
@@ -134,8 +134,8 @@ def pod_spec(cluster: Cluster) -> dict[str, Any]:
     return spec
 
 
-def test_the_manifest_names_nothing_of_helm_and_no_certificate() -> None:
-    """A later Helm release is refused because the objects have another owner; no key lies in Git."""
+def test_the_manifest_has_no_helm_metadata_and_no_certificate() -> None:
+    """A later Helm release is rejected because the objects have another owner; no key is in Git."""
     assert not re.search(r"helm\.sh|managed-by: Helm|BEGIN CERTIFICATE", MANIFEST)
     (secret,) = (item for item in yaml.safe_load_all(MANIFEST) if item["kind"] == "Secret")
     assert "data" not in secret

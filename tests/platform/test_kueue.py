@@ -1,4 +1,4 @@
-"""The operator with the real Kueue: runs wait for quota, are preempted, resume, and the status says why."""
+"""The operator with a real Kueue: runs wait for quota, are preempted and resume, with reasons in the status."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,14 +19,14 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    """A control plane of its own: Kueue's webhooks have a say in every Job."""
+    """A separate control plane: Kueue's webhooks intercept every Job."""
     with a_plane(tmp_path_factory.mktemp("queues")) as plane:
         yield plane
 
 
 @pytest.fixture(scope="module")
 def queues(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queues]:
-    """Kueue, from its first use on, with two priorities."""
+    """Kueue, started on first use, with two priorities."""
     with a_kueue(plane.api, plane.kubeconfig, tmp_path_factory.mktemp("kueue")):
         queues = Queues(plane.api)
         queues.rank("low", 1)
@@ -35,7 +35,7 @@ def queues(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Q
 
 
 def says(namespace: Namespace, name: str, words: str) -> str:
-    """Wait until the object is queued and says these words; return all that it says."""
+    """Wait until the object is Queued with this text in its message; return the message."""
 
     def said() -> str:
         ready = namespace.condition(name, "Ready")
@@ -52,15 +52,15 @@ def says(namespace: Namespace, name: str, words: str) -> str:
 
 
 def train_of(namespace: Namespace, name: str) -> Json:
-    """Return what is recorded about train."""
+    """Return the status of train."""
     entry: Json = next(entry for entry in namespace.status(name)["stages"] if entry["name"] == "train")
     return entry
 
 
-def test_without_kueue_nothing_trains_and_with_it_everything_goes_on(
+def test_without_kueue_a_queued_run_waits_until_kueue_is_installed(
     plane: Plane, namespace: Namespace, request: pytest.FixtureRequest
 ) -> None:
-    """The object says what is missing; nobody has to touch it when that is there."""
+    """The status says what is missing, and no edit is needed afterwards."""
     plane.kubelet.behave("early", Stage.TRAIN, Runs())
     namespace.apply("early", queue={"name": "team-a"})
     failure = namespace.wait_for("early", "Failed")["failure"]
@@ -75,10 +75,10 @@ def test_without_kueue_nothing_trains_and_with_it_everything_goes_on(
     assert "failure" not in status
 
 
-def test_a_run_waits_for_its_quota_is_preempted_and_goes_on(
+def test_a_run_waits_for_quota_is_preempted_and_resumes(
     plane: Plane, namespace: Namespace, queues: Queues, operator: Operator
 ) -> None:
-    """No retry is counted, no limit reached; each state says in Kueue's words what is waited for."""
+    """No retry and no limit is counted; each message has Kueue's reason."""
     queues.open(namespace.name, "busy", 1)
     for name in ("first", "important"):
         plane.kubelet.behave(name, Stage.TRAIN, Runs())
@@ -114,8 +114,8 @@ def test_a_run_waits_for_its_quota_is_preempted_and_goes_on(
     assert "queue" not in namespace.status("first")
 
 
-def test_the_gpu_pod_is_counted_as_kueue_counts(plane: Plane, namespace: Namespace, queues: Queues) -> None:
-    """Train and evaluate share the GPU of one pod: one GPU is one, not two."""
+def test_gpus_are_counted_as_by_kueue(plane: Plane, namespace: Namespace, queues: Queues) -> None:
+    """Train and evaluate share the GPU of one pod: one GPU, not two."""
     queues.open(namespace.name, "counted", 2)
     plane.kubelet.behave("pair", Stage.TRAIN, Runs())
     namespace.apply("pair", queue={"name": "counted"})
@@ -126,7 +126,7 @@ def test_the_gpu_pod_is_counted_as_kueue_counts(plane: Plane, namespace: Namespa
 
 
 def test_a_group_waits_is_preempted_and_resumes_as_a_whole(plane: Plane, namespace: Namespace, queues: Queues) -> None:
-    """Its pods are one Workload with the quota of all of them, and start again in the same Job."""
+    """Its pods are one Workload with the quota of all of them, and restart in the same Job."""
     queues.open(namespace.name, "wide", 3)
     for name in ("group", "urgent"):
         plane.kubelet.behave(name, Stage.TRAIN, Runs())
@@ -151,8 +151,8 @@ def test_a_group_waits_is_preempted_and_resumes_as_a_whole(plane: Plane, namespa
     assert (train_of(namespace, "group")["attempts"], namespace.status("group")["run"]["preemptions"]) == (2, 1)
 
 
-def test_what_is_larger_than_the_quota_waits_until_it_is_raised(namespace: Namespace, queues: Queues) -> None:
-    """A quota of 0 is how a platform team closes a queue."""
+def test_a_run_larger_than_the_quota_waits_until_it_is_raised(namespace: Namespace, queues: Queues) -> None:
+    """A platform team closes a queue with a quota of 0."""
     queues.open(namespace.name, "closed", 0)
     namespace.apply("large", queue={"name": "closed"})
     says(namespace, "large", "> maximum capacity (0)")
@@ -160,16 +160,16 @@ def test_what_is_larger_than_the_quota_waits_until_it_is_raised(namespace: Names
     namespace.wait_for("large", "Succeeded")
 
 
-def test_what_the_queue_does_not_cover_is_named(namespace: Namespace, queues: Queues) -> None:
-    """Quota without CPUs admits no pod that asks for CPUs. One resource is left out: Kueue names any of several."""
+def test_a_resource_not_covered_by_the_queue_is_named(namespace: Namespace, queues: Queues) -> None:
+    """Quota without CPUs admits no pod that requests CPUs. Kueue names any of several missing resources."""
     quotas = {GPU: 1, "memory": "100Gi"}
     queues.open(namespace.name, "narrow", 1, resourceGroups=resource_groups("narrow", quotas))
     namespace.apply("thirsty", queue={"name": "narrow"})
     says(namespace, "thirsty", "resource cpu unavailable in ClusterQueue")
 
 
-def test_a_queue_that_is_not_there_is_named(namespace: Namespace, queues: Queues) -> None:
-    """It is the user's mistake, or the platform is late: both can mend it, and then it goes on."""
+def test_a_missing_queue_is_reported_and_recovers(namespace: Namespace, queues: Queues) -> None:
+    """Either the user or the platform team can correct it, and then the run continues."""
     queues.open(namespace.name, "right", 1)
     namespace.apply("typo", queue={"name": "rihgt"})
     failure = namespace.wait_for("typo", "Failed")["failure"]
@@ -179,8 +179,8 @@ def test_a_queue_that_is_not_there_is_named(namespace: Namespace, queues: Queues
     namespace.wait_for("typo", "Succeeded")
 
 
-def test_a_priority_that_is_not_there_is_asked_for(namespace: Namespace, queues: Queues) -> None:
-    """Kueue takes in no such Job, and says so only in its own log."""
+def test_a_missing_priority_class_is_reported_and_recovers(namespace: Namespace, queues: Queues) -> None:
+    """Kueue creates no Workload for the Job, and says so only in its own log."""
     queues.open(namespace.name, "ranked", 1)
     namespace.apply("urgent", queue={"name": "ranked", "priorityClass": "urgent"})
     failure = namespace.wait_for("urgent", "Failed")["failure"]
@@ -190,7 +190,7 @@ def test_a_priority_that_is_not_there_is_asked_for(namespace: Namespace, queues:
     namespace.wait_for("urgent", "Succeeded")
 
 
-def test_a_stopped_queue_lets_nothing_in_and_may_send_away_what_runs(
+def test_a_stopped_queue_admits_nothing_and_can_evict_running_jobs(
     plane: Plane, namespace: Namespace, queues: Queues
 ) -> None:
     """As for a maintenance of the GPU nodes."""
@@ -208,10 +208,8 @@ def test_a_stopped_queue_lets_nothing_in_and_may_send_away_what_runs(
     assert train_of(namespace, "patient")["preemptions"] == 1
 
 
-def test_a_deactivated_workload_waits_for_whoever_deactivated_it(
-    plane: Plane, namespace: Namespace, queues: Queues
-) -> None:
-    """An administrator takes one run out of the queue and puts it back."""
+def test_a_deactivated_workload_waits_until_it_is_activated(plane: Plane, namespace: Namespace, queues: Queues) -> None:
+    """By an administrator."""
     queues.open(namespace.name, "managed", 1)
     plane.kubelet.behave("aside", Stage.TRAIN, Runs())
     namespace.apply("aside", queue={"name": "managed"})
@@ -224,8 +222,8 @@ def test_a_deactivated_workload_waits_for_whoever_deactivated_it(
     namespace.wait_for("aside", "Succeeded")
 
 
-def test_what_waits_may_be_edited_suspended_and_deleted(namespace: Namespace, queues: Queues) -> None:
-    """One Job and one Workload at a time; nothing stays behind in the queue."""
+def test_a_queued_run_can_be_edited_suspended_and_deleted(namespace: Namespace, queues: Queues) -> None:
+    """There is one Job and one Workload at a time, and none is left in the queue."""
     queues.open(namespace.name, "full", 0)
     namespace.apply("fickle", queue={"name": "full"})
     says(namespace, "fickle", "is waiting in the queue full")
@@ -245,8 +243,8 @@ def test_what_waits_may_be_edited_suspended_and_deleted(namespace: Namespace, qu
     eventually(lambda: not names(queues, namespace) and not namespace.jobs("fickle"), "nothing is left")
 
 
-def test_labels_queue_an_object_too(plane: Plane, namespace: Namespace, queues: Queues) -> None:
-    """As they do for every kind that Kueue knows."""
+def test_a_queue_label_queues_an_object(plane: Plane, namespace: Namespace, queues: Queues) -> None:
+    """As for every kind that Kueue supports."""
     queues.open(namespace.name, "labelled", 1)
     body = a_finetune_body("labelled", namespace.name)
     body["metadata"] = {"name": "labelled", "labels": {LABEL_QUEUE: "labelled", LABEL_PRIORITY: "high"}}
@@ -258,8 +256,8 @@ def test_labels_queue_an_object_too(plane: Plane, namespace: Namespace, queues: 
     assert workload["spec"]["priorityClassRef"]["name"] == "high"
 
 
-def test_where_kueue_takes_every_job_prepare_waits_too(namespace: Namespace, queues: Queues) -> None:
-    """A LocalQueue named default takes all Jobs of its namespace that name none."""
+def test_prepare_waits_if_kueue_manages_every_job(namespace: Namespace, queues: Queues) -> None:
+    """A LocalQueue named default manages all Jobs of its namespace without a queue."""
     queues.open(namespace.name, "default", 1, stopPolicy="Hold")
     namespace.apply("unnamed")
     says(namespace, "unnamed", "ClusterQueue default is inactive")

@@ -1,4 +1,4 @@
-"""A trainer image of the user's own, from the manifest to the pods that it runs in."""
+"""A custom trainer image, from the manifest to its pods."""
 
 from kube.operators import Operator
 from kube.plane import Namespace, Plane
@@ -7,10 +7,10 @@ from tunemill_api.stage_report import Stage
 IMAGE = "registry.example.com/own/trainer:2"
 
 
-def test_the_manifests_image_runs_all_stages_and_is_told_the_contract(
+def test_a_custom_image_runs_all_stages_with_the_documented_contract(
     plane: Plane, namespace: Namespace, operator: Operator
 ) -> None:
-    """By the same command as ours, with the keys of the outputs that the status then names."""
+    """With the default command, and with the output keys that the status then has."""
     namespace.apply("own", compute={"trainerImage": IMAGE})
     status = namespace.wait_for("own", "Succeeded")
     specs = [pod["spec"] for pod in namespace.pods("own")]

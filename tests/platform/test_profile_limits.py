@@ -1,4 +1,4 @@
-"""Limits of profiles at `kubectl apply`: the API server refuses with the operator's own sentences, and nothing else."""
+"""Limits of profiles at `kubectl apply`: the API server rejects with the operator's messages."""
 
 import copy
 import json
@@ -152,7 +152,7 @@ ALLOWED: list[tuple[str, Json]] = [
 
 @pytest.fixture(scope="module")
 def policy(plane: Plane) -> Iterator[Plane]:
-    """The plane with the chart's policy in force, and with profiles."""
+    """The control plane with the chart's policy enforced, and with profiles."""
     objects = [
         item
         for item in yaml.safe_load_all(rendered({}))
@@ -179,7 +179,7 @@ def policy(plane: Plane) -> Iterator[Plane]:
 
 
 def refusal(namespace: Namespace, spec: Json) -> str:
-    """Return what the API server says against an object with this spec; empty when it would take it."""
+    """Return the API server's error for an object with this spec; empty if it is accepted."""
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "tried"}, "spec": spec}
     try:
         namespace.plane.api.post(f"{namespace.path(PLURAL)}?dryRun=All", body)
@@ -189,7 +189,7 @@ def refusal(namespace: Namespace, spec: Json) -> str:
 
 
 def sentence(profile_name: str, spec: Json) -> str:
-    """Return what the operator says against the spec; empty when it lets it run."""
+    """Return the operator's refusal of the spec; empty if it is permitted."""
     profile = a_profile(profile_name, **copy.deepcopy(PROFILE_SPECS[profile_name]))
     parsed_spec = FineTuneSpec.model_validate(spec)
     fields = given(parsed_spec, profile)
@@ -200,8 +200,8 @@ def sentence(profile_name: str, spec: Json) -> str:
     return ""
 
 
-def test_the_api_server_refuses_with_the_operators_sentences(policy: Plane) -> None:
-    """Each limit, for what it bounds in a spec; several at once are all named."""
+def test_the_api_server_rejects_with_the_operators_messages(policy: Plane) -> None:
+    """Each limit for its field; several exceeded limits are all named."""
     namespace, wrong = policy.namespace("policy-refuses"), []
     for profile, part in REFUSED:
         spec = merged(a_spec(), {"profile": profile, **part})
@@ -213,7 +213,7 @@ def test_the_api_server_refuses_with_the_operators_sentences(policy: Plane) -> N
     assert wrong == []
 
 
-def test_what_the_operator_runs_is_let_in(policy: Plane) -> None:
+def test_specs_permitted_by_the_operator_are_accepted(policy: Plane) -> None:
     """The policy is never stricter than the operator."""
     namespace = policy.namespace("policy-allows")
     for profile, part in ALLOWED:
@@ -222,16 +222,16 @@ def test_what_the_operator_runs_is_let_in(policy: Plane) -> None:
         assert refusal(namespace, spec) == "", part
 
 
-def test_which_profile_holds_without_a_name(policy: Plane) -> None:
-    """A default profile that lists the namespace; what one for all namespaces refuses is left to the operator."""
+def test_the_default_profile_applies_without_a_name(policy: Plane) -> None:
+    """One that lists the namespace; limits of one for all namespaces are left to the operator."""
     spec, some = {**a_spec(), "compute": {"gpus": 1}}, policy.namespace("policy-default-1")
     assert "FineTuneProfile default-for-some: limits.maxGpus" in refusal(some, spec)
     assert refusal(some, a_spec()) == ""
     assert refusal(policy.namespace("policy-default-xx"), spec) == ""
 
 
-def test_an_object_from_before_a_limit_can_be_labelled_suspended_and_deleted(policy: Plane) -> None:
-    """Otherwise nobody, the operator included, could do away with it."""
+def test_an_object_older_than_a_limit_can_be_labelled_suspended_and_deleted(policy: Plane) -> None:
+    """Otherwise it could not be removed, not even by the operator."""
     namespace = policy.namespace("policy-older")
     policy.profile("older", limits={"maxGpus": 1})
     spec = {**a_spec(), "profile": "older", "compute": {"gpus": 1}}
@@ -251,7 +251,7 @@ def test_an_object_from_before_a_limit_can_be_labelled_suspended_and_deleted(pol
 
 
 def test_every_limit_is_in_the_policy_or_left_to_the_operator() -> None:
-    """Whoever adds a limit decides."""
+    """A new limit needs a decision."""
     known = {rule.limit for rule in (*MAXIMA, *NAMES)} | {"privateOnly", "secrets", "maxResources", "podTemplateFields"}
     assert {field.alias for field in Limits.model_fields.values()} == known | set(LEFT_TO_OPERATOR)
     tried = {limit for profile, part in REFUSED for limit in known if f"limits.{limit}" in sentence_of(profile, part)}
@@ -261,12 +261,12 @@ def test_every_limit_is_in_the_policy_or_left_to_the_operator() -> None:
 
 
 def sentence_of(profile: str, part: Json) -> str:
-    """Return what the operator says against a part of a spec."""
+    """Return the operator's refusal of a part of a spec."""
     return sentence(profile, merged(a_spec(), part))
 
 
 def has(part: Any, path: str) -> bool:
-    """Tell whether a part of a spec has a field."""
+    """Return whether a part of a spec has a field."""
     for name in path.split("."):
         part = part.get(name) if isinstance(part, dict) else None
     return part is not None

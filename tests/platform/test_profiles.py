@@ -1,4 +1,4 @@
-"""FineTuneProfiles on a real API server: what it accepts and writes, and what an operator makes of it."""
+"""FineTuneProfiles with a real API server: validation, status, and their effect on an operator."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +18,14 @@ GPU = "nvidia.com/gpu"
 
 @pytest.fixture
 def platform(plane: Plane) -> Iterator[Plane]:
-    """The plane of a platform team, whose profiles are taken away after the test: a default one is for everybody."""
+    """The control plane of a platform team, whose profiles are removed after the test: a default one affects all."""
     yield plane
     for profile in plane.api.get(PROFILES)["items"]:
         plane.api.delete(f"{PROFILES}/{profile['metadata']['name']}")
 
 
 def gpu_resource_of(namespace: Namespace, name: str) -> str:
-    """Return under which name the train Job of an object asks for a GPU."""
+    """Return the resource name of the GPU in the train Job of an object."""
     (job,) = [job for job in namespace.live_jobs(name) if "-train-" in job["metadata"]["name"]]
     limits: dict[str, str] = job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
     (name,) = limits
@@ -33,7 +33,7 @@ def gpu_resource_of(namespace: Namespace, name: str) -> str:
 
 
 def about_profile(namespace: Namespace, name: str) -> str:
-    """Return what the object says about its profile."""
+    """Return the profile message of the object."""
     message: str = namespace.condition(name, "ProfileCurrent").get("message", "")
     return message
 
@@ -59,15 +59,15 @@ def about_profile(namespace: Namespace, name: str) -> str:
         ({"namespaces": "team-a"}, "spec.namespaces"),
     ],
 )
-def test_a_bad_profile_is_refused_by_field(plane: Plane, spec: dict[str, Any], words: str) -> None:
-    """Also what is no user's to preset: which rows are learnt, and where the model goes."""
+def test_an_invalid_profile_is_rejected_with_its_field(plane: Plane, spec: dict[str, Any], words: str) -> None:
+    """Also fields that have no default, such as the rows to train on and the repository."""
     with pytest.raises(ApiError) as refused:
         plane.profile("bad", **spec)
     assert words in refused.value.message
 
 
-def test_only_what_was_written_stands_in_the_fields_that_can_be_preset(plane: Plane, namespace: Namespace) -> None:
-    """However an object comes: created, or applied again and again by the server's own apply, as GitOps does."""
+def test_fields_with_profile_defaults_are_not_defaulted_by_the_api_server(plane: Plane, namespace: Namespace) -> None:
+    """For created objects, and for repeated server-side apply as in GitOps."""
     assert "compute" not in namespace.apply("created")["spec"]
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "applied"}, "spec": a_spec()}
     body["spec"]["compute"] = {"gpus": 1}
@@ -82,12 +82,12 @@ def test_only_what_was_written_stands_in_the_fields_that_can_be_preset(plane: Pl
     assert not {"compute", "podTemplates"} & {*plane.api.request("PATCH", path, body, APPLY_PATCH)["spec"]}
 
 
-def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
+def test_a_refused_spec_waits_without_a_job_until_it_is_permitted(
     platform: Plane, namespace: Namespace, tmp_path: Path
 ) -> None:
-    """Limit, field, value and remedy are in the status and in an event; a changed profile takes effect at once."""
+    """Status and event have limit, field, value and remedy; a changed profile takes effect at once."""
     platform.profile("small", limits={"maxGpus": 0, "trainerImages": []})
-    platform.profile("others", namespaces=["somebody-else"])
+    platform.profile("others", namespaces=["another-team"])
     with an_operator(platform.kubeconfig, tmp_path / "operator.log", "--no-leader-election") as operator:
         namespace.apply("greedy", profile="small", compute={"gpus": 1, "trainerImage": "evil.example/miner"})
         namespace.apply("lost", profile="gold")
@@ -100,7 +100,7 @@ def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
         assert namespace.condition("greedy", "Stalled")["status"] == "True"
         assert namespace.wait_for("lost", "Failed")["failure"]["reason"] == "ProfileNotFound"
         assert namespace.wait_for("stranger", "Failed")["failure"]["reason"] == "ProfileNotAllowed"
-        eventually(lambda: "LimitExceeded" in namespace.events("greedy"), "an event tells it")
+        eventually(lambda: "LimitExceeded" in namespace.events("greedy"), "an event reports it")
         assert not [job for name in ("greedy", "lost", "stranger") for job in namespace.jobs(name)]
         platform.profile("small", limits={"maxGpus": 1, "trainerImages": ["evil.example/*"]})
         platform.profile("gold", default=True, namespaces=[namespace.name])
@@ -109,16 +109,16 @@ def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
         namespace.apply("early")
         assert namespace.wait_for("early", "Succeeded")["profile"]["name"] == "gold"
         platform.profile("silver", default=True, namespaces=[namespace.name])
-        eventually(lambda: "gold, silver" in about_profile(namespace, "early"), "the one that has begun tells of both")
+        eventually(lambda: "gold, silver" in about_profile(namespace, "early"), "the started object names both")
         namespace.apply("torn")
         message = namespace.wait_for("torn", "Failed")["failure"]["message"]
         assert "gold, silver" in message
         assert namespace.status("early")["phase"] == "Succeeded"
-        assert not operator.said("Traceback"), operator.log.read_text()
+        assert not operator.logged("Traceback"), operator.log.read_text()
 
 
-def test_what_runs_keeps_what_it_began_with(platform: Plane, namespace: Namespace, tmp_path: Path) -> None:
-    """Through a changed profile, another operator and a deleted profile; an edit takes what there is then."""
+def test_a_running_object_keeps_its_profile(platform: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """Through a changed profile, another operator and a deleted profile; an edit uses the current one."""
     defaults = {
         "compute": {"gpuResource": "a.example/gpu"},
         "historyLimit": 3,
@@ -154,4 +154,4 @@ def test_what_runs_keeps_what_it_began_with(platform: Plane, namespace: Namespac
         assert "profile" not in namespace.wait_for("silent", "Training")
         assert gpu_resource_of(namespace, "silent") == GPU
         assert platform.kubelet.starts_of("silent", Stage.PREPARE) == 1
-        assert not operator.said("Traceback"), operator.log.read_text()
+        assert not operator.logged("Traceback"), operator.log.read_text()

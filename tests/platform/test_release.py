@@ -1,4 +1,4 @@
-"""The chart in a real API server: installed, upgraded, uninstalled."""
+"""The chart with a real API server: installed, upgraded, uninstalled."""
 
 import json
 import shutil
@@ -18,14 +18,14 @@ SECRET = ("secret", f"{RELEASE}-progress", "-n", NAMESPACE)
 
 @pytest.fixture
 def cluster(bare_cluster: Cluster) -> Iterator[Cluster]:
-    """A cluster with the namespaces of a platform team and of two tenants; neither release nor CRDs are left behind."""
+    """A cluster with the namespaces of a platform team and of two tenants; release and CRDs are removed afterwards."""
     yield bare_cluster
     bare_cluster.helm("uninstall", RELEASE, "--ignore-not-found", "--wait")
     bare_cluster.kubectl("delete", "crd", "--selector=app.kubernetes.io/name=tunemill", "--ignore-not-found")
 
 
 def test_an_installed_operator_gets_its_pods_under_restricted_pod_security(cluster: Cluster) -> None:
-    """The API server accepts every object, and the namespace's enforcement lets both replicas in."""
+    """The API server accepts every object, and the enforced standard admits both replicas."""
     cluster.install(networkPolicy={"enabled": True}, metrics={"enabled": True})
     cluster.wait("deployment", RELEASE, "-n", NAMESPACE, "--for=jsonpath={.status.replicas}=2")
     cluster.wait_for_crd(CRD)
@@ -33,7 +33,7 @@ def test_an_installed_operator_gets_its_pods_under_restricted_pod_security(clust
     assert len(pods) == 2
 
 
-def test_the_notes_lead_to_a_manifest_that_the_api_server_accepts(cluster: Cluster) -> None:
+def test_the_manifest_in_the_notes_is_accepted_by_the_api_server(cluster: Cluster) -> None:
     """The printed manifests of the installation work."""
     notes = cluster.install(watchNamespaces=["team-a"])
     _, _, rest = notes.partition("<<MANIFEST\n")
@@ -44,8 +44,8 @@ def test_the_notes_lead_to_a_manifest_that_the_api_server_accepts(cluster: Clust
     assert cluster.has(SHORT_NAME, "support-tools", "-n", "team-a")
 
 
-def test_upgrades_keep_the_certificate_that_the_operator_made(cluster: Cluster, tmp_path: Path) -> None:
-    """A new one would cut off the stages that run; to renew it, the Secret is deleted and the release upgraded."""
+def test_upgrades_keep_the_generated_certificate(cluster: Cluster, tmp_path: Path) -> None:
+    """A new one would disconnect running stages. To renew it, the Secret is deleted and the release upgraded."""
     cluster.install()
     first = certificate(cluster, tmp_path / "first")
     cluster.upgrade(replicas=3)
@@ -59,7 +59,7 @@ def test_upgrades_keep_the_certificate_that_the_operator_made(cluster: Cluster, 
 
 
 def certificate(cluster: Cluster, folder: Path) -> dict[str, str]:
-    """Let the operator of the release lead until it serves, and return what its Secret holds."""
+    """Let the operator of the release lead until it serves, and return the content of its Secret."""
     with an_operator(cluster, folder, cluster.get("deployment", RELEASE, "-n", NAMESPACE), "none") as log:
         cluster.wait(*SECRET, "--for=jsonpath={.data.tls\\.key}")
     assert "forbidden" not in log.read_text()
@@ -67,8 +67,8 @@ def certificate(cluster: Cluster, folder: Path) -> dict[str, str]:
     return data
 
 
-def test_crds_and_objects_outlive_what_happens_to_the_release(cluster: Cluster, tmp_path: Path) -> None:
-    """Installed, upgraded to a newer CRD, uninstalled, installed again: the object stays the one that it was."""
+def test_crds_and_objects_survive_upgrade_uninstall_and_reinstall(cluster: Cluster, tmp_path: Path) -> None:
+    """With a newer CRD in between; the object stays the same."""
     cluster.install()
     cluster.wait_for_crd(CRD)
     cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE))
@@ -97,16 +97,16 @@ def test_crds_and_objects_outlive_what_happens_to_the_release(cluster: Cluster, 
     assert after["spec"] == before["spec"]
 
 
-def test_the_crd_goes_with_the_release_when_that_is_asked_for(cluster: Cluster) -> None:
-    """crds.keep false, for clusters that are thrown away."""
+def test_the_crd_is_deleted_with_the_release_if_configured(cluster: Cluster) -> None:
+    """With crds.keep false, for disposable clusters."""
     cluster.install(crds={"keep": False})
     cluster.helm("uninstall", RELEASE, "--wait")
     cluster.wait("crd", CRD, "--for=delete")
     assert not cluster.has("crd", CRD)
 
 
-def test_the_operator_may_work_everywhere_and_read_secrets_nowhere(cluster: Cluster) -> None:
-    """The API server's own answers, for the whole cluster."""
+def test_the_operator_has_access_to_all_namespaces_but_to_no_secrets(cluster: Cluster) -> None:
+    """By access reviews of the API server, for the whole cluster."""
     cluster.install()
     assert cluster.may(OPERATOR, "create", "jobs.batch", "-n", "team-b")
     assert cluster.may(OPERATOR, "patch", f"{CRD}", "--subresource=status", "-n", "team-b")
@@ -125,8 +125,8 @@ def test_the_operator_may_work_everywhere_and_read_secrets_nowhere(cluster: Clus
         assert not cluster.may(OPERATOR, *forbidden), forbidden
 
 
-def test_a_namespaced_operator_may_work_in_its_namespaces_only(cluster: Cluster) -> None:
-    """The API server's own answers, inside and outside of watchNamespaces."""
+def test_a_namespaced_operator_has_access_to_its_namespaces_only(cluster: Cluster) -> None:
+    """By access reviews of the API server, inside and outside of watchNamespaces."""
     cluster.install(watchNamespaces=["team-a"])
     assert cluster.may(OPERATOR, "create", "jobs.batch", "-n", "team-a")
     assert cluster.may(OPERATOR, "list", "pods", "-n", "team-a")
@@ -136,8 +136,8 @@ def test_a_namespaced_operator_may_work_in_its_namespaces_only(cluster: Cluster)
     assert not cluster.may(OPERATOR, "list", CRD, "--all-namespaces")
 
 
-def test_an_editor_of_a_namespace_may_ask_for_a_fine_tune_there(cluster: Cluster) -> None:
-    """Kubernetes' own roles learn the new kind; a viewer may look, and nobody may write a status."""
+def test_an_editor_of_a_namespace_can_create_fine_tunes(cluster: Cluster) -> None:
+    """The roles are aggregated; a viewer can read, and no user can write a status."""
     cluster.install()
     for role, verb in (("view", "watch"), ("edit", "create")):
         cluster.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", "team-a")
@@ -152,18 +152,18 @@ def test_an_editor_of_a_namespace_may_ask_for_a_fine_tune_there(cluster: Cluster
 
 
 @pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["team-a"]}], ids=["everywhere", "team-a"])
-def test_the_operator_does_its_work_with_the_rights_that_the_chart_gives(
+def test_the_operator_works_with_the_permissions_of_the_chart(
     cluster: Cluster, tmp_path: Path, values: dict[str, Any]
 ) -> None:
-    """It takes the Lease, labels its pod, makes and deletes Jobs, reads and writes events, and is refused nothing."""
+    """It acquires the Lease, labels its pod, and writes Jobs and events; no request is forbidden."""
     cluster.install(**values)
     cluster.wait("deployment", RELEASE, "-n", NAMESPACE, "--for=jsonpath={.status.replicas}=2")
     (pod, *_) = cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")["items"]
     deployment = cluster.get("deployment", RELEASE, "-n", NAMESPACE)
     with an_operator(cluster, tmp_path, deployment, pod["metadata"]["name"]) as log:
         # Only an event of the Job says that its pods are missing their service account.
-        nobody = FINE_TUNE["spec"] | {"podTemplates": {"prepare": {"serviceAccountName": "nobody"}}}
-        cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE | {"spec": nobody}))
+        missing = FINE_TUNE["spec"] | {"podTemplates": {"prepare": {"serviceAccountName": "missing"}}}
+        cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE | {"spec": missing}))
         cluster.wait("job", "--all", "-n", "team-a", "--for=create")
         reason = "--for=jsonpath={.status.failure.reason}=ServiceAccountNotFound"
         cluster.wait(CRD, "support-tools", "-n", "team-a", reason)

@@ -1,4 +1,4 @@
-"""A cluster accepts the objects of serving.yaml, also where only restricted pods are let in."""
+"""A cluster accepts the objects of serving.yaml, also if only restricted pods are admitted."""
 
 import pytest
 import yaml
@@ -18,7 +18,7 @@ CRD = "serving.kserve.io_llminferenceservices.yaml"
 
 @pytest.fixture(scope="module")
 def kserve(bare_cluster: Cluster) -> Cluster:
-    """The cluster with KServe's CRD, in the version that serving.yaml uses: with all of them it is too large."""
+    """The cluster with KServe's CRD, in the version used by serving.yaml: with all versions it is too large."""
     source = binaries.source_of(binaries.KUEUE, KSERVE) / "config" / "crd" / "full" / "llmisvc" / CRD
     crd = yaml.load(source.read_text(), yaml.CSafeLoader)
     crd["spec"]["versions"] = [version for version in crd["spec"]["versions"] if version["storage"]]
@@ -28,8 +28,8 @@ def kserve(bare_cluster: Cluster) -> Cluster:
 
 @pytest.mark.parametrize("place", ["acme/support-tools", "file:///results/support-tools"])
 @pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "full model"])
-def test_the_api_server_accepts_the_objects(kserve: Cluster, place: str, adapter: bool) -> None:
-    """Each field is known, each value valid, and the pod keeps to the policy `restricted`."""
+def test_the_api_server_accepts_the_serving_objects(kserve: Cluster, place: str, adapter: bool) -> None:
+    """Fields and values are valid, and the pod meets the policy `restricted`."""
     artifacts = Artifacts(place if adapter else "", "" if adapter else place, report=False)
     base = BaseModel("google/gemma-2-2b-it", "ab" * 20)
     contract = Contract(ServingTarget.VLLM, base, artifacts, Verdict((), 16), ReplyFormat.HERMES)

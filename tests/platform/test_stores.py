@@ -1,4 +1,4 @@
-"""The workspace on an S3 server that people host themselves, which is that of the local cluster."""
+"""The workspace on a self-hosted S3 server, that of the local cluster."""
 
 import socket
 import subprocess
@@ -36,7 +36,7 @@ def bucket(tmp_path: Path) -> Iterator[Bucket]:
 
 
 def accepts_connections(port: int) -> bool:
-    """Tell whether a server listens at this port of loopback."""
+    """Return whether a server listens at this port of loopback."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
     except OSError:
@@ -49,8 +49,8 @@ def facts(steps: int) -> TrainedFacts:
     return TrainedFacts(steps=steps, loss="0.1", train_seconds=1, device="cpu", adapter="s3://there")
 
 
-def test_of_two_pods_with_the_same_work_one_wins_on_a_server_of_ones_own(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that the server passes the check of the first use, and that outputs are whole and never mixed."""
+def test_of_two_pods_with_the_same_work_one_wins_on_a_self_hosted_server(bucket: Bucket, tmp_path: Path) -> None:
+    """The server passes the check at first use, and outputs are complete and never mixed."""
     bucket.workspace().check_writable()
     assert bucket.names() == []
     folders = [a_folder(tmp_path / str(number), a_txt=f"a{number}", b_txt=f"b{number}") for number in range(4)]

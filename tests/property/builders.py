@@ -1,4 +1,4 @@
-"""Builders of what the operator decides on: objects, reports, facts. They read like a sentence."""
+"""Builders of the engine's inputs: objects, reports, facts."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -21,7 +21,7 @@ SMALLEST: dict[str, Any] = {
 
 
 def at(seconds: float) -> datetime:
-    """Return the time so many seconds after noon."""
+    """Return the time this many seconds after noon."""
     return NOON + timedelta(seconds=seconds)
 
 

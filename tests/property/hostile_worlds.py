@@ -1,4 +1,4 @@
-"""What is mutated: objects, Jobs and pods at each point of a run, a profile and a progress report."""
+"""Inputs of mutations: objects, Jobs and pods at each point of a run, a profile and a progress report."""
 
 import json
 from functools import cache

@@ -1,4 +1,4 @@
-"""An event loop whose time jumps to the next timer: hours of leases and back-offs in milliseconds."""
+"""An event loop with simulated time, which jumps to the next timer."""
 
 import asyncio
 import selectors
@@ -6,18 +6,18 @@ from typing import Any
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """For code that waits for timers only, not for the outside world."""
+    """For code that waits for timers only, not for I/O."""
 
     def __init__(self) -> None:
         self._passed = 0.0
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
-        """Return the seconds that have been jumped over."""
+        """Return the simulated time in seconds."""
         return self._passed
 
     def jump(self, seconds: float) -> None:
-        """Let this time pass."""
+        """Advance the time."""
         self._passed += seconds
 
 
@@ -27,7 +27,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> Any:
-        """Jump over the time that the loop wants to wait."""
+        """Advance the time by the timeout of the select call."""
         assert timeout is not None, "everybody waits for something that never happens"
         self._loop.jump(max(0.0, timeout))
         return super().select(0)

@@ -1,4 +1,4 @@
-"""Objects, Jobs, pods, profiles and reports as nobody in his right mind would write them, from a seed."""
+"""Mutated objects, Jobs, pods, profiles and reports, derived from a seed."""
 
 import json
 import re
@@ -57,12 +57,12 @@ DEPTHS = [90, 150, 250, 3000]
 
 
 def deep(depth: int) -> str:
-    """Return what `json_of` makes a value of so many levels of: Python's own encoder could not."""
+    """Return a placeholder that `json_of` replaces by a deeply nested value, which Python's encoder cannot write."""
     return f"DEEP{depth}"
 
 
 def mutated(random: Random, body: Json, count: int) -> Json:
-    """Return the JSON value with so many changes, each in a random place."""
+    """Return the JSON value with this many changes, each in a random place."""
     body = deepcopy(body)
     for _ in range(count):
         _change(random, body)
@@ -70,12 +70,12 @@ def mutated(random: Random, body: Json, count: int) -> Json:
 
 
 def json_of(body: Json) -> str:
-    """Return the value as JSON, with the deep values in it."""
+    """Return the value as JSON, with the deeply nested values."""
     return re.sub(r'"DEEP(\d+)"', lambda found: '{"a":[' * int(found[1]) + "]}" * int(found[1]), json.dumps(body))
 
 
 def text_of(random: Random, body: Json) -> str:
-    """Return the value as JSON; now and then broken."""
+    """Return the value as JSON, sometimes invalid."""
     text = json_of(body)
     if random.random() < 0.05:
         place = random.randrange(len(text))
@@ -102,7 +102,7 @@ def _change(random: Random, body: Json) -> None:
 
 
 def _value(random: Random, present: Json) -> Json:
-    """Return another value, more often than not of the same kind: those are what the API server lets through."""
+    """Return another value, mostly of the same kind, because the API server accepts those."""
     if random.random() < 0.02:
         return deep(random.choice(DEPTHS))
     if isinstance(present, bool) or random.random() < 0.25:

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 class World:
-    """One FunctionCallFineTune, its Jobs and pods, and a clock that a test moves."""
+    """One FunctionCallFineTune, its Jobs and pods, and a clock that the test controls."""
 
     def __init__(self, **parts: Any) -> None:
         self.seconds = 0
@@ -60,7 +60,7 @@ class World:
         self.old_pods = False
         """Whether new Jobs are those of an operator that made train an init container of the pod that evaluates."""
         self.hears_ends = True
-        """Whether the operator hears at once that train is done, from the pod that goes on with evaluate."""
+        """Whether the pod reports the end of train to the operator while evaluate runs."""
         self.native_sidecars: list[str] = []
         """Init containers with restartPolicy Always that a policy adds to every pod."""
         self.classic_sidecars: list[str] = []
@@ -86,11 +86,11 @@ class World:
 
     @property
     def status(self) -> Any:
-        """The status that was written last."""
+        """The last written status."""
         return self.finetune.status
 
     def observed(self) -> Observed:
-        """Return what the operator sees."""
+        """Return the operator's view of the cluster."""
         return Observed(
             jobs=tuple(job_of(job) for job in self.jobs.values()),
             pods=tuple(pod_of(pod) for pod in self.pods.values()),
@@ -102,7 +102,7 @@ class World:
         )
 
     def plan(self) -> Plan:
-        """Return what the operator would do now."""
+        """Return the operator's decision."""
         decided = plan(self.finetune, self.observed(), self.platform, self.clock)
         if not decided.needs_pods:
             return decided
@@ -110,11 +110,11 @@ class World:
 
     @property
     def clock(self) -> Any:
-        """The time by the operator's clock."""
+        """The time of the operator's clock."""
         return self.now
 
     def reconcile(self, *, steps: int | None = None) -> Plan:
-        """Let the operator do what it decides; after so many steps it dies, and the rest is not done."""
+        """Execute the operator's decision; it dies after this many steps, and skips the rest."""
         decided = self.plan()
         deeds: list[Any] = [*decided.actions]
         if decided.status is not None and decided.status != self.finetune.status:
@@ -134,12 +134,12 @@ class World:
         return decided
 
     def restart_operator(self) -> None:
-        """Begin with nothing in memory: reports that came before are known from the status only."""
+        """Start without memory: earlier reports are known from the status only."""
         self.progress = None
         self.platform = replace(self.platform, listening_since=self.now)
 
     def settle(self) -> None:
-        """Let operator and Job controller work until nothing changes any more."""
+        """Run operator and Job controller until nothing changes."""
         for _ in range(50):
             before = self._state()
             self.reconcile()
@@ -149,7 +149,7 @@ class World:
         raise AssertionError("operator and Job controller never come to rest")
 
     def settle_without_pods(self) -> None:
-        """Let the operator work, where Jobs run in another cluster: no pod is ever seen, and what is deleted goes."""
+        """Run the operator with Jobs in another cluster: no pod is visible, and deleted Jobs disappear."""
         for _ in range(10):
             self.reconcile()
             for job in [item for item in self.jobs.values() if "deletionTimestamp" in item["metadata"]]:
@@ -166,23 +166,23 @@ class World:
             self._touch(self.finetune_body)
 
     def request(self, value: str) -> None:
-        """Set the annotation that asks to look at the data again."""
+        """Set the annotation that requests a check of the data."""
         self.finetune_body["metadata"].setdefault("annotations", {})["tunemill.dev/requested-at"] = value
         self._touch(self.finetune_body)
 
     # What Kueue does
 
     def queued(self) -> list[Json]:
-        """Return the live Jobs that are in a queue."""
+        """Return the live Jobs in a queue."""
         return [job for job in self.live_jobs() if LABEL_QUEUE in job["metadata"]["labels"]]
 
     def admit(self) -> None:
-        """Let Kueue give quota to what waits."""
+        """Let Kueue admit the queued Jobs."""
         for job in self.queued():
             self._suspend(job, value=False)
 
     def preempt(self) -> None:
-        """Let Kueue take the quota back."""
+        """Let Kueue preempt the running Jobs."""
         self.stopped = "Preempted to accommodate a workload of a higher priority"
         for job in self.queued():
             self._suspend(job, value=True)
@@ -214,11 +214,11 @@ class World:
         return [job for job in self.jobs.values() if not _finished(job)]
 
     def live_pods(self) -> list[Json]:
-        """Return the pods that may still work."""
+        """Return the pods that may still run."""
         return [pod for pod in self.pods.values() if not _terminal(pod)]
 
     def job_controller(self) -> None:
-        """Make pods for Jobs, and end Jobs, as the Job controller does."""
+        """Create pods for Jobs, and complete Jobs, as the Job controller does."""
         if self.ttl is not None:
             self.clean_up(after=self.ttl)
         for job in list(self.jobs.values()):
@@ -248,7 +248,7 @@ class World:
         self._join(pod)
 
     def _join(self, pod: Json) -> None:
-        """Let the pods of a group find each other, if all of them run and none has lost another group."""
+        """Let the pods of a group connect, if all of them run and none has lost another group."""
         if (nodes := _nodes(self._job_of(pod))) == 1:
             return
         running = [each for each in self._group(pod) if _running_stage(each) is not None]
@@ -257,18 +257,18 @@ class World:
                 each["joined"] = True
 
     def _break(self, pod: Json) -> None:
-        """Let the other pods of a group lose this one."""
+        """Let the other pods of a group lose the connection to this one."""
         if pod.get("joined"):
             for each in self._group(pod):
                 if each is not pod and each.get("joined"):
                     each["broken"] = True
 
     def waits_for_others(self, pod: Json) -> bool:
-        """Return whether a pod cannot work: it waits for the others of its group, or has lost one of them."""
+        """Return whether a pod is blocked: it waits for the others of its group, or has lost one of them."""
         return _nodes(self._job_of(pod)) > 1 and (not pod.get("joined") or bool(pod.get("broken")))
 
     def notice(self, pod: Json) -> None:
-        """Let a pod end that has lost another one of its group."""
+        """Terminate a pod that has lost another one of its group."""
         if pod.get("broken"):
             self.fail(pod, Reason.PEER_LOST, "the connection to another pod was closed")
 
@@ -292,7 +292,7 @@ class World:
             pod["stages"][container["name"]].pop(0)
             pod["reports"].append(message)
             if self.hears_ends and message:
-                self._hear_end(pod, message)
+                self._report_end(pod, message)
             return
         message = "\n".join([*pod["reports"], message] if message else pod["reports"])
         self._terminate(container, code, message, reason)
@@ -302,7 +302,7 @@ class World:
         self._show_phase(pod)
 
     def end_sidecars(self, pod: Json) -> None:
-        """Let everything that still runs in the pod end, as when it is deleted."""
+        """Terminate all running containers of the pod, as when it is deleted."""
         for container in _containers(pod):
             self._terminate(container, self.sidecar_exit_code)
         self._show_phase(pod)
@@ -320,7 +320,7 @@ class World:
             }
 
     def _show_phase(self, pod: Json) -> None:
-        """Write the phase and the condition Ready that follow from the containers."""
+        """Set the phase and the condition Ready, derived from the containers."""
         regular, status = _regular(pod), pod["status"]
         begun = [item for item in regular if "waiting" not in item["state"]]
         failed_init = any(_exit_code(item) for item in _stages(pod) if _is_init(pod, item))
@@ -343,7 +343,7 @@ class World:
 
         Of pods that train together, the first makes the output, and the others end with or after it.
         """
-        stage = stage_at_work(pod)
+        stage = current_stage(pod)
         if stage is None:
             return
         if self.waits_for_others(pod):
@@ -369,7 +369,7 @@ class World:
 
     def _follow(self, pod: Json, stage: Stage) -> None:
         first = next((each for each in self.pods.values() if each.get("joined") and _index(each) == 0), None)
-        at_work = stage_at_work(first) if first else None
+        at_work = current_stage(first) if first else None
         order = list(Stage)
         if at_work is None or order.index(at_work) > order.index(stage):
             report = StageReport(stage=stage, started_at=NOON, finished_at=self.now)
@@ -378,29 +378,29 @@ class World:
             self.hears_ends = hears
 
     def fail(self, pod: Json, reason: Reason, message: str = "it went wrong") -> None:
-        """Let the running container of the pod fail for a reason."""
-        stage = stage_at_work(pod)
+        """Let the running container of the pod fail with a reason."""
+        stage = current_stage(pod)
         if stage is not None:
             self.end(pod, int(FAILURES[reason].exit_code), a_failure_report(stage, reason, message))
 
-    def hear(self, pod: Json, percent: int = 7) -> None:
-        """Let the pod report progress."""
+    def report_progress(self, pod: Json, percent: int = 7) -> None:
+        """Report progress of the pod."""
         uid, status = pod["metadata"]["uid"], TrainerStatus(progress_percentage=percent, last_updated_time=self.now)
         known = self.progress if self.progress and self.progress.pod == uid else Progress(uid, None)
-        self.progress = replace(known, status=status, stage=stage_at_work(pod))
+        self.progress = replace(known, status=status, stage=current_stage(pod))
 
-    def _hear_end(self, pod: Json, message: str) -> None:
-        """Let the pod report that a stage is done while the next one works."""
+    def _report_end(self, pod: Json, message: str) -> None:
+        """Report the end of a stage while the next one runs."""
         uid, report = pod["metadata"]["uid"], StageReport.model_validate_json(message)
         known = self.progress if self.progress and self.progress.pod == uid else Progress(uid, None)
         self.progress = replace(known, report=report)
 
     def kill_for_memory(self, pod: Json) -> None:
-        """Let the kernel end the running container of the pod, which has reached its memory limit."""
+        """OOM-kill the running container of the pod."""
         self.end(pod, 137, "", "OOMKilled")
 
     def drain(self, pod: Json) -> None:
-        """Let the platform end the pod, as for a preemption or a drained node."""
+        """Terminate the pod, as for a preemption or a drained node."""
         if _terminal(pod):
             return
         pod["status"].setdefault("conditions", []).append(
@@ -412,7 +412,7 @@ class World:
         self._touch(pod)
 
     def cut_off(self, pod: Json) -> None:
-        """Let the pod's node stop answering: the control plane deletes the pod, and it stays as it is."""
+        """Disconnect the pod's node: the control plane deletes the pod, which stays Terminating."""
         self._break(pod)
         pod["metadata"].setdefault("deletionTimestamp", text(self.now))
         pod["status"]["conditions"] = [
@@ -421,40 +421,40 @@ class World:
         self._touch(pod)
 
     def evict(self, pod: Json, message: str) -> None:
-        """Let the kubelet evict the pod, because its node runs out of something."""
+        """Let the kubelet evict the pod because of node pressure."""
         self.drain(pod)
         pod["status"] |= {"reason": "Evicted", "message": message}
 
     def reject(self, pod: Json, reason: str, message: str) -> None:
-        """Let the kubelet fail the pod before it starts anything."""
+        """Let the kubelet reject the pod before any container starts."""
         pod["status"] |= {"phase": "Failed", "reason": reason, "message": message}
         pod["status"]["containerStatuses"] = pod["status"]["initContainerStatuses"] = []
         self._touch(pod)
 
     def clean_up(self, *, after: int = 0) -> None:
-        """Delete the Jobs that ended so long ago with their pods, as a TTL or a cleaner does."""
+        """Delete the Jobs that finished this long ago with their pods, as a TTL or a cleaner does."""
         for job in [item for item in self.jobs.values() if _finished(item)]:
             ended = datetime.fromisoformat(job["status"]["conditions"][0]["lastTransitionTime"])
             if (self.now - ended).total_seconds() >= after:
                 self.delete_job(job)
 
     def delete_job(self, job: Json) -> None:
-        """Delete a Job and its pods by hand, and wait until they are gone."""
+        """Delete a Job and its pods by hand, and wait until they have terminated."""
         del self.jobs[job["metadata"]["name"]]
         uid = job["metadata"]["uid"]
         self.pods = {name: pod for name, pod in self.pods.items() if _owner(pod) != uid}
 
     def lose(self, pod: Json) -> None:
-        """Let the pod vanish with all that it would have said."""
+        """Remove the pod with its reports."""
         self._break(pod)
         self.pods.pop(pod["metadata"]["name"], None)
 
     def empty_the_workspace(self) -> None:
-        """Delete all that the stages have made."""
+        """Delete all outputs."""
         self.outputs.clear()
 
     def run_pod(self, **report: Any) -> None:
-        """Let the live pods run all their containers to a good end."""
+        """Let the live pods run all their containers successfully."""
         groups = [pod for pod in self.live_pods() if _nodes(self._job_of(pod)) > 1]
         for pod in groups:
             self.start(pod)
@@ -623,7 +623,7 @@ class World:
         self._touch(self.finetune_body)
 
     def _next_container(self, pod: Json) -> Json | None:
-        """Return the stage that is to start next; None while one runs, and when none is to."""
+        """Return the stage to start next; None while one runs, and after the last."""
         for container in _stages(pod):
             if "running" in container["state"] or _exit_code(container):
                 return None
@@ -651,8 +651,8 @@ def _containers(pod: Json) -> list[Json]:
     return [*pod["status"]["initContainerStatuses"], *pod["status"]["containerStatuses"]]
 
 
-def stage_at_work(pod: Json) -> Stage | None:
-    """Return the stage at which a pod works; None when no container runs."""
+def current_stage(pod: Json) -> Stage | None:
+    """Return the running stage of a pod; None if no container runs."""
     container = _running_stage(pod)
     return pod["stages"][container["name"]][0] if container else None
 
@@ -664,7 +664,7 @@ def _stages_of(container: Json) -> list[Stage]:
 
 
 def _as_an_older_operator(job: Json) -> None:
-    """Make the Job one in which each stage is a container, and all but the last are init containers."""
+    """Convert the Job into one in which each stage is a container, and all but the last are init containers."""
     spec = job["spec"]["template"]["spec"]
     stages = [stage.value for item in spec["containers"] for stage in _stages_of(item)]
     containers = [{"name": stage, "command": ["tunemill-trainer", stage]} for stage in stages]
@@ -708,7 +708,7 @@ def _is_unschedulable(pod: Json) -> bool:
 
 
 def _may_run_on(pod_spec: Json, node: str) -> bool:
-    """Tell whether the pod's required node affinity takes a node that has its name as the only label."""
+    """Return whether the pod's required node affinity matches a node with its name as the only label."""
     affinity = pod_spec.get("affinity", {}).get("nodeAffinity", {})
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     if not required:
@@ -753,7 +753,7 @@ def _owner(pod: Json) -> str:
 
 
 def _rule(job: Json, pod: Json) -> tuple[str, int]:
-    """Return what the Job's own podFailurePolicy says about a failed pod."""
+    """Return the result of the Job's podFailurePolicy for a failed pod."""
     ended = [item for item in _containers(pod) if "terminated" in item["state"]]
     codes = [_exit_code(item) for item in ended]
     conditions = {item["type"] for item in pod["status"].get("conditions", [])}

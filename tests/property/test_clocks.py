@@ -1,4 +1,4 @@
-"""The same promises when the operator's clock jumps, or the next operator's differs from the last one's."""
+"""The invariants of test_plan.py with a clock of the operator that jumps, or differs between operators."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ from property.test_plan import Operation
 
 
 class TwoClockWorld(World):
-    """The operator's clock is not that of the API server and the nodes."""
+    """The operator's clock differs from that of the API server and the nodes."""
 
     skew = 0
     """Seconds by which it is ahead."""
 
     @property
     def clock(self) -> Any:
-        """The time by the operator's clock."""
+        """The time of the operator's clock."""
         return at(self.seconds + self.skew)
 
 
 class TwoClocks(Operation):
-    """As `Operation`, but times do not follow each other."""
+    """Like `Operation`, but times need not be in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,11 +32,11 @@ class TwoClocks(Operation):
 
     @rule(skew=st.sampled_from([-86_400, -3_600, -5, 0, 5, 3_600, 86_400]))
     def the_clock_jumps(self, skew: int) -> None:
-        """By seconds, an hour or a day, either way."""
+        """By seconds, an hour or a day, in both directions."""
         self.world.skew = skew
 
     @invariant()
-    def what_stalls_says_what_to_do(self) -> None:
+    def failures_have_a_remedy(self) -> None:
         """But for the order of times."""
         status = self.world.status
         truth = {condition.type: condition.status for condition in status.conditions}
@@ -44,14 +44,14 @@ class TwoClocks(Operation):
         assert status.failure is None or status.failure.remedy
 
     @invariant()
-    def the_history_is_bounded_and_has_each_run_once(self) -> None:
+    def the_history_is_bounded_and_unique(self) -> None:
         """But for the order of times."""
         history = self.world.status.history
         assert len(history) <= 5
         assert len({entry.id for entry in history}) == len(history)
 
     def teardown(self) -> None:
-        """Once the clock is right again, everything ends well, whatever was written by a wrong one."""
+        """With a correct clock again, the run is published, whatever was written with a wrong one."""
         self.world.skew = 0
         super().teardown()
 

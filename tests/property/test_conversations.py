@@ -1,4 +1,4 @@
-"""Whatever a conversation holds: what is trained on reads back as what the assistant said, in every family's turns."""
+"""Any conversation: the supervised tokens decode to the assistant's turns, in the templates of every family."""
 
 from functools import cache
 
@@ -33,7 +33,7 @@ TOOLS = tuple(
 
 @st.composite
 def conversations(draw) -> Row:
-    """A conversation as lint allows it."""
+    """A conversation that lint accepts."""
     messages = [Message(Role.SYSTEM, draw(text))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         messages.append(Message(Role.USER, draw(said)))
@@ -56,8 +56,8 @@ def prepared(family: int):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(row=conversations(), family=st.integers(0, 3))
-def test_what_is_trained_on_is_what_the_assistant_said(row, family):
-    """Every turn's tokens decode to its reasoning, its text and exactly its calls, and end in the end of turn."""
+def test_supervised_tokens_decode_to_the_assistant_turns(row, family):
+    """Every turn decodes to its reasoning, its text and exactly its calls, with the end of turn."""
     assert not invalidating(problems(row))
     speaker, encoder = prepared(family)
     (encoded,) = encoder.encode([row])
@@ -77,7 +77,7 @@ def test_what_is_trained_on_is_what_the_assistant_said(row, family):
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(row=conversations())
-def test_a_row_survives_being_written(row):
-    """What is written between the two passes, and as a held-out case, is read back as it was."""
+def test_a_row_round_trips(row):
+    """Through the file between the two passes, and through a held-out case."""
     assert tuple(Message.from_json(message.to_json()) for message in row.messages) == row.messages
     assert tuple(Tool.from_json(tool.to_json()) for tool in row.tools) == row.tools

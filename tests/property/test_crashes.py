@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from property.builders import PLATFORM
-from property.simulator import World, stage_at_work
+from property.simulator import World, current_stage
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_operator.kube.client import JOBS, NETWORK_POLICIES, SERVICES, Resource
@@ -35,7 +35,7 @@ REST = 3
 
 
 class Fault(Enum):
-    """What becomes of a request."""
+    """The outcome of a failed request."""
 
     DIES_BEFORE = "the operator is killed before it makes the request"
     DIES_AFTER = "the operator is killed when the request was carried out, before it hears of it"
@@ -45,11 +45,11 @@ class Fault(Enum):
 
 
 class DiedError(BaseException):
-    """The process is gone: nothing that it would have done is done."""
+    """The process died: the rest of its work is skipped."""
 
 
 class Server:
-    """Answers the operator's requests out of the world; one of them goes wrong."""
+    """Responds to the operator's requests from the world; one of them fails."""
 
     def __init__(self, world: World, number: int | None, fault: Fault | None) -> None:
         self.world = world
@@ -58,7 +58,7 @@ class Server:
         self._fault = fault
 
     async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Create a Job; an event is only counted."""
+        """Create a Job; events are only counted."""
         if resource in (SERVICES, NETWORK_POLICIES):
             return self._answer(f"create {body['kind']}", lambda: self._make_companion(body))
         if resource is not JOBS:
@@ -106,7 +106,7 @@ class Server:
         return self._answer(f"delete {name}", delete)
 
     async def apply_status(self, namespace: str, name: str, resource_version: int, status: Json) -> Json:
-        """Write the status, if the object is still the one that was decided on."""
+        """Write the status, if the version of the object is current."""
 
         def write() -> Json:
             metadata = self.world.finetune_body["metadata"]
@@ -140,14 +140,14 @@ class Server:
 
 
 class _Quiet:
-    """Counts nothing."""
+    """A metric that ignores everything."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
 
 
 class Operator:
-    """Process after process, each with a memory of its own."""
+    """A sequence of processes, each with its own memory."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -193,16 +193,16 @@ class Operator:
 
 
 class Story:
-    """What happens besides the operator: containers go their way, and each twist comes once, when its time has come."""
+    """Events besides the operator: containers proceed, and each twist happens once, when its condition holds."""
 
     def __init__(self, *twists: tuple[Callable[[World], Any], Callable[[World], None]]) -> None:
         self.twists = twists
 
-    def tell(self, number: int | None = None, fault: Fault | None = None) -> "Outcome":
+    def play(self, number: int | None = None, fault: Fault | None = None) -> "Outcome":
         """Tell it, with a fault of one request."""
-        return asyncio.run(self._tell(number, fault))
+        return asyncio.run(self._play(number, fault))
 
-    async def _tell(self, number: int | None, fault: Fault | None) -> "Outcome":
+    async def _play(self, number: int | None, fault: Fault | None) -> "Outcome":
         world, starts = World(), Counter[str]()
         server = Server(world, number, fault)
         operator = Operator(server)
@@ -219,11 +219,11 @@ class Story:
                 waiting.pop(0)[1](world)
                 continue
             for pod in world.live_pods():
-                earlier = stage_at_work(pod)
+                earlier = current_stage(pod)
                 world.notice(pod)
                 world.succeed(pod)
                 world.start(pod)
-                present = stage_at_work(pod)
+                present = current_stage(pod)
                 if present not in (None, earlier):
                     starts[present or ""] += 1
             quiet = quiet if world.version == before else 0
@@ -234,7 +234,7 @@ class Story:
 
 
 class Outcome:
-    """How a story ends."""
+    """The end of a story."""
 
     def __init__(self, world: World, starts: Counter[str], requests: list[str]) -> None:
         self.requests = requests
@@ -268,11 +268,11 @@ _clock = _Clock()
 
 def runs(stage: Stage) -> Callable[[World], bool]:
     """Return whether a stage runs."""
-    return lambda world: any(stage_at_work(pod) is stage for pod in world.live_pods())
+    return lambda world: any(current_stage(pod) is stage for pod in world.live_pods())
 
 
 def in_phase(phase: str) -> Callable[[World], bool]:
-    """Return whether the status says so."""
+    """Return whether the object is in this phase."""
     return lambda world: world.status.phase == phase
 
 
@@ -282,7 +282,7 @@ def fails_with(reason: Reason) -> Callable[[World], None]:
 
 
 def all_train(world: World) -> bool:
-    """Return whether both pods of a group train together."""
+    """Return whether both pods of a group train."""
     return [pod.get("joined") for pod in world.live_pods()] == [True, True]
 
 
@@ -302,9 +302,9 @@ STORIES = {
     ),
     "its node is drained": Story((runs(Stage.TRAIN), lambda world: world.drain(world.live_pods()[0]))),
     "S3 is away for a while": Story((runs(Stage.PREPARE), fails_with(Reason.S3_UNREACHABLE))),
-    "the data is wrong, and mended": Story(
+    "the data is invalid, and corrected": Story(
         (runs(Stage.PREPARE), fails_with(Reason.DATASET_MALFORMED)),
-        (in_phase("Failed"), lambda world: world.edit(dataset={"uri": "s3://team-a-data/support/mended.jsonl"})),
+        (in_phase("Failed"), lambda world: world.edit(dataset={"uri": "s3://team-a-data/support/corrected.jsonl"})),
     ),
     "a gate holds it, and is lowered": Story(
         (runs(Stage.PREPARE), lambda world: world.edit(**STRICT)),
@@ -321,25 +321,25 @@ STORIES = {
 
 
 @pytest.fixture(autouse=True)
-def the_clock_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the reconciler read the world's clock."""
+def use_the_clock_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the reconciler use the world's clock."""
     monkeypatch.setattr(module, "datetime", _clock)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STORIES)
 @pytest.mark.parametrize("fault", Fault)
-def test_no_fault_of_any_request_changes_how_a_run_ends(name: str, fault: Fault) -> None:
-    """The same Jobs, every stage started as often, the same conditions at the end."""
+def test_a_failed_request_does_not_change_the_result_of_a_run(name: str, fault: Fault) -> None:
+    """The same Jobs, starts of each stage, and conditions at the end."""
     story = STORIES[name]
-    undisturbed = story.tell()
+    undisturbed = story.play()
     assert undisturbed.facts["phase"] == "Succeeded", undisturbed.facts
     for number, request in enumerate(undisturbed.requests):
-        disturbed = story.tell(number, fault)
+        disturbed = story.play(number, fault)
         assert disturbed.facts == undisturbed.facts, f"{fault.value}: request {number}, {request}"
 
 
-def test_the_stories_reach_every_kind_of_request() -> None:
-    """What the operator can ask of the API server is asked in them."""
-    said = {request.split()[0] for story in STORIES.values() for request in story.tell().requests}
+def test_the_stories_cover_every_kind_of_request() -> None:
+    """Every request of the operator to the API server occurs."""
+    said = {request.split()[0] for story in STORIES.values() for request in story.play().requests}
     assert {"create", "delete", "status", "record"} <= said

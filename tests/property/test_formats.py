@@ -1,4 +1,4 @@
-"""Whatever a conversation holds: written in any format, in any of the format's spellings, it is read as what it was."""
+"""Any conversation, written in every format and variant, is read unchanged."""
 
 import json
 
@@ -33,12 +33,12 @@ def read(form, row):
 
 
 def as_text(messages):
-    """Turns as text, without the names that only some formats give to a tool's answers."""
+    """Turns as text, without tool names of responses, which only some formats have."""
     return json.dumps([message.to_json() | {"name": ""} for message in messages], sort_keys=True)
 
 
 def conversation(question, thought, called, answers, reply):
-    """A question, calls, their answers, a reply."""
+    """A request, calls, their responses, a reply."""
     return [
         Message(Role.USER, question),
         Message(Role.ASSISTANT, "", reasoning=thought, calls=called),
@@ -49,7 +49,7 @@ def conversation(question, thought, called, answers, reply):
 
 @thorough
 @given(question=text, thought=text, called=several, answer=text, reply=said, as_object=st.booleans())
-def test_openai(question, thought, called, answer, reply, as_object):
+def test_openai_format_round_trips(question, thought, called, answer, reply, as_object):
     """Arguments as text or as an object, parallel calls with ids, reasoning in its own field."""
     meant = conversation(question, thought, called, [answer] * len(called), reply)
     made = [
@@ -72,8 +72,8 @@ def test_openai(question, thought, called, answer, reply, as_object):
 
 @thorough
 @given(question=text, thought=said, called=several, answer=said, reply=said, write=spelling, sharegpt=st.booleans())
-def test_hermes(question, thought, called, answer, reply, write, sharegpt):
-    """Tags around JSON or Python literals, several in a turn, in both spellings of the turns."""
+def test_hermes_format_round_trips(question, thought, called, answer, reply, write, sharegpt):
+    """Tags around JSON or Python literals, several in a turn, with both names of fields."""
     meant = conversation(question, thought, called, [answer] * len(called), reply)
     blocks = "\n".join(f"<tool_call>\n{write(call.to_json())}\n</tool_call>" for call in called)
     responses = "\n".join(f"<tool_response>\n{answer}\n</tool_response>" for _ in called)
@@ -84,8 +84,8 @@ def test_hermes(question, thought, called, answer, reply, write, sharegpt):
 
 @thorough
 @given(question=text, called=several, answer=said, reply=said)
-def test_sharegpt(question, called, answer, reply):
-    """Calls as turns of their own."""
+def test_sharegpt_format_round_trips(question, called, answer, reply):
+    """Calls as separate turns."""
     meant = conversation(question, "", called, [answer], reply)
     made = json.dumps([call.to_json() for call in called])
     turns = [("human", question), ("function_call", made), ("observation", answer), ("gpt", reply)]
@@ -96,8 +96,8 @@ def test_sharegpt(question, called, answer, reply):
 
 @thorough
 @given(question=text, called=several)
-def test_xlam(question, called):
-    """Everything as JSON text."""
+def test_xlam_format_round_trips(question, called):
+    """All fields as JSON text."""
     row = {"query": question, "tools": "[]", "answers": json.dumps([call.to_json() for call in called])}
     meant = [Message(Role.USER, question), Message(Role.ASSISTANT, "", calls=called)]
     assert read(DatasetFormat.XLAM, row) == as_text(meant)
@@ -105,8 +105,8 @@ def test_xlam(question, called):
 
 @thorough
 @given(question=text, called=several, answer=text, reply=said, write=spelling)
-def test_toolace(question, called, answer, reply, write):
-    """Calls in brackets, whatever quotes and brackets their values hold."""
+def test_toolace_format_round_trips(question, called, answer, reply, write):
+    """Calls in brackets, with quotes and brackets in values."""
 
     def written(call):
         arguments = ", ".join(f"{name}={write(value)}" for name, value in call.arguments.items())
@@ -121,8 +121,8 @@ def test_toolace(question, called, answer, reply, write):
 
 @thorough
 @given(question=said, call=calls, answer=said, reply=said, quoted=st.booleans())
-def test_glaive(question, call, answer, reply, quoted):
-    """Arguments as JSON in single quotes, with apostrophes escaped, or as an object."""
+def test_glaive_format_round_trips(question, call, answer, reply, quoted):
+    """Arguments as JSON in single quotes with escaped apostrophes, or as an object."""
     arguments = json.dumps(call.arguments)
     if quoted:
         arguments = "'" + arguments.replace("'", "\\'") + "'"
@@ -134,8 +134,8 @@ def test_glaive(question, call, answer, reply, quoted):
 
 @thorough
 @given(question=text, call=calls, as_object=st.booleans())
-def test_simple(question, call, as_object):
-    """One request, one call, behind the guide's instruction."""
+def test_simple_format_round_trips(question, call, as_object):
+    """One request and one call, with the guide's instruction."""
     arguments = call.arguments if as_object else json.dumps(call.arguments)
     row = {"user_content": question, "tool_name": call.name, "tool_arguments": arguments}
     meant = [Message(Role.USER, question), Message(Role.ASSISTANT, "", calls=(call,))]
@@ -238,15 +238,15 @@ anything = st.recursive(
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(row=st.dictionaries(names, anything, min_size=1, max_size=6), form=st.sampled_from(list(formats.READERS)))
-def test_a_row_of_any_shape_ends_in_findings_and_never_in_a_traceback(row, form):
-    """Whatever stands where something else was expected."""
+def test_a_row_of_any_shape_gives_findings_but_never_an_exception(row, form):
+    """With any value in place of the expected one."""
     found = RowReader(form).read(Record(Source("calls.jsonl", 1), row))
     assert found.row is not None or found.problems
     assert all(problem.message for problem in found.problems)
 
 
-def test_what_is_nested_without_end_is_refused():
-    """Checking it would exhaust Python's stack, in a call as in a tool's schema."""
+def test_extreme_nesting_is_rejected():
+    """Checking it would exhaust Python's stack, in a call and in a tool's schema."""
     deep: dict = {}
     for _ in range(400):
         deep = {"items": deep}

@@ -1,4 +1,4 @@
-"""Rows, files and replies with random changes: none crashes what reads them. `make test-long` tries millions."""
+"""Rows, files and replies with random changes never crash the readers. `make test-long` tries millions."""
 
 from random import Random
 
@@ -12,25 +12,25 @@ INPUTS = 2000
 
 
 @pytest.mark.slow
-def test_the_first_inputs():
-    """The same ones in every run."""
+def test_the_first_inputs_do_not_crash_the_readers():
+    """The same inputs in every run."""
     assert try_inputs(0, INPUTS, seed=0) == {}
 
 
-def test_a_number_makes_an_input():
-    """What was found in one run can be looked at in another."""
+def test_inputs_are_reproducible_by_number():
+    """A finding of one run can be reproduced in another."""
     for make in (mutate.row, targets.file, targets.reply):
         assert make(Random("0:5")) == make(Random("0:5"))
 
 
-def test_enough_of_the_rows_are_usable():
-    """Else only what refuses rows would be tried."""
+def test_enough_rows_are_valid():
+    """Otherwise only the rejection would be tested."""
     usable = [targets.usable_row(mutate.row(Random(f"usable:{n}")), DatasetFormat.AUTO) for n in range(200)]
     assert sum(row is not None for row in usable) > 10
 
 
-def test_a_defect_is_found(monkeypatch):
-    """Whatever the reader stumbles over: it is named with the place in the code, once, and with the first input."""
+def test_an_exception_is_reported(monkeypatch):
+    """With its place in the code, once, and with the first input."""
 
     def fail(_row, _contract):
         return {}["x"]

@@ -27,26 +27,26 @@ from tunemill_operator.runtime.profile_status import status_of
 pytestmark = pytest.mark.slow
 
 ROUNDS = int(os.environ.get("TUNEMILL_FUZZ", "600"))
-KEY, HONEST = ("team-a", "support"), ("team-b", "honest")
+KEY, VALID = ("team-a", "support"), ("team-b", "valid")
 
 
 def a_page(random: Random, bodies: list[Any]) -> list[Any]:
     """Return the objects of a list as the operator decodes them, of hostile ones and a valid one."""
-    honest = a_finetune_body("honest", "team-b")
+    valid = a_finetune_body("valid", "team-b")
     whole, texts = [json_of(body) for body in bodies], [text_of(random, body) for body in bodies]
-    text = ",".join([*texts, json.dumps(honest)])
+    text = ",".join([*texts, json.dumps(valid)])
     page = f'{{"metadata":{{"resourceVersion":"9"}},"items":[{text}]}}'.encode(errors="surrogatepass")
     try:
         items: list[Any] = decoded(page)["items"]
     except (ValueError, KeyError, TypeError):
         items = []
-    if texts != whole and honest not in items:
-        return [honest]  # quotes and brackets that do not match are nothing an API server sends
+    if texts != whole and valid not in items:
+        return [valid]  # an API server never sends unbalanced quotes and brackets
     return items
 
 
 def check_storable(value: Any) -> None:
-    """Check that the API server takes a status: its numbers have 64 bits."""
+    """Check that the API server accepts a status: its numbers fit into 64 bits."""
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             check_storable(item)
@@ -55,7 +55,7 @@ def check_storable(value: Any) -> None:
 
 
 def decide(cache: Cache, world: World, progress: Progress | None) -> None:
-    """Decide about the hostile object like the reconciler, and about the honest one."""
+    """Decide about the malicious object like the reconciler, and about the valid one."""
     finetune = cache.finetune(KEY)
     if finetune is not None:
         observed = Observed(
@@ -71,14 +71,14 @@ def decide(cache: Cache, world: World, progress: Progress | None) -> None:
                 body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
                 to_json(body)
                 check_storable(body)
-    honest = cache.finetune(HONEST)
-    assert honest is not None
-    assert plan(honest, Observed(), world.platform, at(0)).status is not None
+    valid = cache.finetune(VALID)
+    assert valid is not None
+    assert plan(valid, Observed(), world.platform, at(0)).status is not None
 
 
 @pytest.mark.parametrize("part", range(3))
-def test_mutated_objects_jobs_and_pods_are_decided_about(part: int) -> None:
-    """Each is read or ignored; no decision about it raises an exception, and its status can be written."""
+def test_mutated_objects_jobs_and_pods_cause_no_exception(part: int) -> None:
+    """Each is read or ignored, and the resulting status can be written."""
     for number in range(ROUNDS // 3):
         random = Random(1_000_000 * part + number)
         world = random.choice(worlds())
@@ -103,8 +103,8 @@ def test_mutated_objects_jobs_and_pods_are_decided_about(part: int) -> None:
             raise
 
 
-def test_mutated_profiles_are_judged() -> None:
-    """A profile that cannot be read says why, and so do the objects that use it."""
+def test_mutated_profiles_are_validated() -> None:
+    """An unreadable profile has an error, and so have the objects that use it."""
     for seed in range(ROUNDS // 3):
         random = Random(seed)
         world = random.choice(worlds())
@@ -112,7 +112,7 @@ def test_mutated_profiles_are_judged() -> None:
         body = decoded(json_of(mutated(random, PROFILE, random.choice([1, 2, 5]))).encode())
         cache.profiles.put(body)
         cache.finetunes.put(world.finetune_body)
-        cache.finetunes.put(a_finetune_body("honest", "team-b"))
+        cache.finetunes.put(a_finetune_body("valid", "team-b"))
         try:
             for profile in cache.profiles:
                 to_json(status_of(profile, at(0)).model_dump(mode="json"))
@@ -122,8 +122,8 @@ def test_mutated_profiles_are_judged() -> None:
             raise
 
 
-def test_mutated_progress_reports_are_refused_or_decided_about() -> None:
-    """What is taken in holds nothing that a decision or the API server stumbles over."""
+def test_mutated_progress_reports_cause_no_exception() -> None:
+    """Accepted ones contain nothing that breaks a decision or is rejected by the API server."""
     taken = 0
     for seed in range(ROUNDS // 3):
         random = Random(seed)
@@ -135,7 +135,7 @@ def test_mutated_progress_reports_are_refused_or_decided_about() -> None:
         taken += 1
         cache = Cache()
         for store, bodies in (
-            (cache.finetunes, [world.finetune_body, a_finetune_body("honest", "team-b")]),
+            (cache.finetunes, [world.finetune_body, a_finetune_body("valid", "team-b")]),
             (cache.jobs, world.jobs.values()),
             (cache.pods, world.pods.values()),
         ):
@@ -150,20 +150,20 @@ def test_mutated_progress_reports_are_refused_or_decided_about() -> None:
     assert taken > 0
 
 
-def test_a_status_that_another_program_filled_does_not_hide_the_object() -> None:
-    """`status.profile.fields` keeps unknown fields, so that it may be as deep and as odd as a user likes."""
+def test_a_status_written_by_another_program_does_not_hide_the_object() -> None:
+    """`status.profile.fields` keeps unknown fields, so it may have any content and depth."""
     world = a_finished_world()
     for fields in (*map(deep, DEPTHS), {"compute.gpus": deep(150)}, {"": {}}, {"maxRuntime": 5}, [1]):
         body = deepcopy(world.finetune_body)
         body["status"]["profile"] = {"name": "p", "fields": fields}
         cache = Cache()
         cache.finetunes.put(decoded(json_of(body).encode()))
-        cache.finetunes.put(a_finetune_body("honest", "team-b"))
+        cache.finetunes.put(a_finetune_body("valid", "team-b"))
         decide(cache, world, None)
 
 
 def test_every_line_of_a_watch_can_be_decoded_by_kopf() -> None:
-    """Or is left out: its parser is Python's own, and an exception there ends the watch."""
+    """Or is omitted: an exception in its JSON parser ends the watch."""
     for seed in range(ROUNDS // 3):
         random = Random(seed)
         world = random.choice(worlds())

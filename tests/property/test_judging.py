@@ -1,4 +1,4 @@
-"""Whatever the data holds: a model that repeats it is right by every metric, in every way of writing calls."""
+"""Any data: a model that repeats it is right by every metric, in every call format."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,14 +55,14 @@ EVERYTHING = [
 
 
 def a_case(number: int, calls: list[Call]) -> Case:
-    """A case that wants these calls, or talk."""
+    """A case that expects these calls, or text."""
     gold = Message(Role.ASSISTANT, "" if calls else "Hello!", calls=tuple(calls))
     return Case(f"rows.jsonl:{number}#1", number, (Message(Role.USER, "?"),), TOOLS, (1,), gold, (9,))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(CALLS, min_size=1, max_size=4), st.sampled_from(EVERYTHING), st.randoms(use_true_random=False))
-def test_who_repeats_the_data_is_right(wanted, reply_format, random):
+def test_repeating_the_expected_answer_is_right_by_every_metric(wanted, reply_format, random):
     """Every share that should be one is one, and every share that should be zero is zero, in any order of the calls."""
     cases = [a_case(number, calls) for number, calls in enumerate([*wanted, []])]
     texts = [written(random.sample(calls, len(calls)), reply_format) for calls in wanted]
@@ -78,8 +78,8 @@ def test_who_repeats_the_data_is_right(wanted, reply_format, random):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(CALLS | st.just([]), min_size=1, max_size=4), st.lists(TEXT | st.text(max_size=30), min_size=4))
-def test_every_reply_has_one_explanation(wanted, texts):
-    """A reply is right and has no fault, or has a fault and a sentence; the report with all of it can be written."""
+def test_every_reply_is_right_or_has_a_fault(wanted, texts):
+    """A fault has a message, and the report with all of them can be written."""
     cases = [a_case(number, calls) for number, calls in enumerate(wanted)]
     replies = [Reply(text, finished=True) for text in texts[: len(cases)]]
     base = [Reply(written(calls, ReplyFormat.HERMES) + "<tool_call>" * bool(text), finished=False)

@@ -1,4 +1,4 @@
-"""Whatever a user and a platform team write: what a run goes by is within the limits, or there is no run."""
+"""Any spec of a user and any profile: the effective spec is within the limits, or the spec is refused."""
 
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -82,10 +82,10 @@ LIMITS = parts(
 
 
 @inputs(run_fields=SPECS, defaults=SPECS, limits=LIMITS)
-def test_what_a_run_goes_by_never_exceeds_a_limit(
+def test_the_effective_spec_never_exceeds_a_limit(
     run_fields: dict[str, Any], defaults: dict[str, Any], limits: dict[str, Any]
 ) -> None:
-    """Neither by what is said nor by what is left out, and whoever says it."""
+    """Neither by set fields nor by omitted ones, of the user or the profile."""
     profile, spec = a_profile(defaults=defaults, limits=limits), parsed(a_spec(**run_fields))
     fields = given(spec, profile)
     whole = applied(spec, fields)
@@ -104,7 +104,7 @@ def test_what_a_run_goes_by_never_exceeds_a_limit(
 
 
 def assert_within(spec: FineTuneSpec, limits: Limits, defaults: dict[str, Any]) -> None:
-    """Assert that a spec is within the limits, as a reader of the reference page would check it."""
+    """Assert that a spec is within the limits as documented on the reference page."""
     compute, templates = spec.compute, [spec.pod_templates.of(stage) for stage in ("prepare", "train", "publish")]
     if limits.max_gpus is not None:
         assert compute.gpus <= limits.max_gpus

@@ -1,4 +1,4 @@
-"""Whatever users, pods and the platform do, and in whatever order: what the operator decides keeps to its promises."""
+"""Any order of actions by users, pods and the platform: the operator's decisions keep the invariants."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ NUMBERS = st.integers(0, 2)
 
 
 class Operation(RuleBasedStateMachine):
-    """An object whose users, pods and nodes do what they like, while the operator dies at any step."""
+    """An object with random actions of users, pods and nodes, while the operator dies at any step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,12 +91,12 @@ class Operation(RuleBasedStateMachine):
 
     @rule()
     def the_job_controller_works(self) -> None:
-        """It makes a pod, or ends a Job."""
+        """It creates a pod, or completes a Job."""
         self.world.job_controller()
 
     @rule(key=st.sampled_from(["0123456789abcdef", "fedcba9876543210"]))
     def the_data_changes(self, key: str) -> None:
-        """Prepare will find other rows, when somebody asks it to look."""
+        """Prepare will find other rows at the next request."""
         self.data = key
 
     @rule(seconds=st.sampled_from([1, 5, 60, 900]))
@@ -111,13 +111,13 @@ class Operation(RuleBasedStateMachine):
 
     @rule(profiles=st.sampled_from(PROFILES))
     def the_platform_team_changes_its_profiles(self, profiles: tuple[Profile, ...]) -> None:
-        """What has begun is not disturbed."""
+        """Started runs are not affected."""
         before = self.world.plan().actions
         self.world.profiles = profiles
         assert not self.world.finetune.run_started or self.world.plan().actions == before
 
     @rule(value=st.sampled_from(["one", "two"]))
-    def a_user_asks_again(self, value: str) -> None:
+    def a_user_requests_a_run(self, value: str) -> None:
         """By the annotation."""
         self.world.request(value)
 
@@ -132,13 +132,13 @@ class Operation(RuleBasedStateMachine):
     @precondition(lambda self: self.world.live_pods())
     @rule(reason=st.sampled_from(REASONS), number=NUMBERS)
     def a_container_fails(self, reason: Reason, number: int) -> None:
-        """For good or not."""
+        """Permanently or not."""
         self.world.fail(self.pod(number), reason)
 
     @precondition(lambda self: len(self.world.live_pods()) > 1)
     @rule()
     def all_pods_of_a_group_start(self) -> None:
-        """And find each other."""
+        """And connect to each other."""
         for pod in self.world.live_pods():
             self.world.start(pod)
             self.world.seconds += 1
@@ -146,25 +146,25 @@ class Operation(RuleBasedStateMachine):
     @precondition(lambda self: len(self.world.live_pods()) > 1)
     @rule()
     def the_pods_of_a_group_notice_that_one_is_lost(self) -> None:
-        """If one is, and end."""
+        """If one is lost, they terminate."""
         for pod in self.world.live_pods():
             self.world.notice(pod)
 
     @precondition(lambda self: self.world.live_pods())
     @rule(code=st.sampled_from([0, 1, 76, 137, 143]), number=NUMBERS)
-    def a_container_ends_without_a_word(self, code: int, number: int) -> None:
-        """Killed, or an image that is not ours."""
+    def a_container_exits_without_a_report(self, code: int, number: int) -> None:
+        """Killed, or a custom image."""
         self.world.end(self.pod(number), code)
 
     @precondition(lambda self: self.world.live_pods())
     @rule()
     def a_stage_reports_progress(self) -> None:
-        """And may fall silent afterwards."""
-        self.world.hear(self.world.live_pods()[0])
+        """It may stop reporting afterwards."""
+        self.world.report_progress(self.world.live_pods()[0])
 
     @rule(old_pods=st.booleans(), hears_ends=st.booleans())
     def another_version_takes_over(self, *, old_pods: bool, hears_ends: bool) -> None:
-        """One that makes train an init container, or whose pods do not get through when train is done."""
+        """One with train as an init container, or without progress reports at the end of train."""
         self.world.old_pods, self.world.hears_ends = old_pods, hears_ends
 
     @rule(native=st.sampled_from([[], ["mesh"]]), classic=st.sampled_from([[], ["log-agent"]]))
@@ -174,69 +174,69 @@ class Operation(RuleBasedStateMachine):
 
     @rule()
     def a_cleaner_deletes_ended_jobs(self) -> None:
-        """With their pods and all that these reported."""
+        """With their pods and reports."""
         self.world.clean_up()
 
     @precondition(lambda self: self.world.jobs)
     @rule()
-    def somebody_deletes_a_job(self) -> None:
-        """By hand, whatever it does."""
+    def a_job_is_deleted(self) -> None:
+        """By hand, in any state."""
         self.world.delete_job(next(iter(self.world.jobs.values())))
 
     @rule()
     def another_operator_takes_over(self) -> None:
-        """It has heard nothing yet."""
+        """Without reports in memory."""
         self.world.restart_operator()
 
     @precondition(lambda self: self.world.live_pods())
     @rule(number=NUMBERS)
-    def a_container_needs_too_much_memory(self, number: int) -> None:
-        """The kernel kills it."""
+    def a_container_is_oom_killed(self, number: int) -> None:
+        """By the kernel."""
         self.world.kill_for_memory(self.pod(number))
 
     @precondition(lambda self: self.world.live_pods())
     @rule(number=NUMBERS)
     def a_node_is_drained(self, number: int) -> None:
-        """The pod saves a checkpoint and goes."""
+        """The pod saves a checkpoint and terminates."""
         self.world.drain(self.pod(number))
 
     @precondition(lambda self: self.world.live_pods())
     @rule(number=NUMBERS)
-    def a_node_runs_out_of_something(self, number: int) -> None:
-        """The kubelet evicts the pod."""
+    def a_pod_is_evicted(self, number: int) -> None:
+        """By the kubelet, for node pressure."""
         self.world.evict(self.pod(number), "The node was low on resource: memory.")
 
     @precondition(lambda self: self.world.live_pods())
     @rule(number=NUMBERS)
-    def a_node_stops_answering(self, number: int) -> None:
-        """Its pod is deleted, and nobody ends it."""
+    def a_node_becomes_unreachable(self, number: int) -> None:
+        """Its pod is deleted, but stays Terminating."""
         self.world.cut_off(self.pod(number))
 
     @rule()
-    def kueue_admits_what_waits(self) -> None:
+    def kueue_admits_queued_jobs(self) -> None:
         """There is quota."""
         self.world.admit()
 
     @rule()
-    def kueue_preempts_what_runs(self) -> None:
-        """Somebody else has a higher priority."""
+    def kueue_preempts_running_jobs(self) -> None:
+        """For a higher priority."""
         self.world.preempt()
 
     @rule()
-    def somebody_empties_the_workspace(self) -> None:
-        """Later stages miss what earlier ones made."""
+    def the_workspace_is_emptied(self) -> None:
+        """Later stages miss their inputs."""
         self.world.empty_the_workspace()
 
     @precondition(lambda self: self.world.pods)
     @rule(number=NUMBERS)
-    def a_pod_vanishes(self, number: int) -> None:
+    def a_pod_disappears(self, number: int) -> None:
         """With its report."""
         pods = [*self.world.pods.values()]
         self.world.lose(pods[number % len(pods)])
 
     @invariant()
     def at_most_one_job_is_live(self) -> None:
-        """Two pods never write one checkpoint. A pod in which only a sidecar is left writes none."""
+        """Two pods never write the same checkpoint. A pod with only a sidecar running writes none."""
         observed = self.world.observed()
         assert len(observed.running_jobs()) <= 1
         live = [pod for pod in observed.pods if not pod.stages_ended]
@@ -244,8 +244,8 @@ class Operation(RuleBasedStateMachine):
         assert len({pod.index for pod in live}) == len(live)
 
     @invariant()
-    def what_has_ended_stays_as_it_ended(self) -> None:
-        """With the same reason, message and remedy, until somebody edits or asks, whatever is cleaned up meanwhile."""
+    def a_finished_run_keeps_its_result(self) -> None:
+        """The same reason, message and remedy until an edit or a request, whatever is cleaned up."""
         status, request_token = self.world.status, self.world.finetune.request_token
         if self.ended and self.ended[0] == request_token:
             assert status.failure == self.ended[1]
@@ -253,15 +253,15 @@ class Operation(RuleBasedStateMachine):
         self.ended = (request_token, status.failure) if final else None
 
     @invariant()
-    def what_is_done_again_is_bounded(self) -> None:
-        """No counter passes the retry limit by more than the pod that ended the run."""
+    def retries_are_bounded(self) -> None:
+        """No counter exceeds the retry limit by more than the pod that ended the run."""
         limit = 3
         for stage in self.world.status.stages:
             counters = (stage.recreations, stage.retries, stage.evictions, stage.stalls, stage.peer_losses)
             assert max(counters) <= limit + 1
 
     @invariant()
-    def the_same_state_leads_to_nothing_new(self) -> None:
+    def planning_is_idempotent(self) -> None:
         """Planning again after the status was written changes it no more, and acts no differently.
 
         Unless it is what comes next at once: a retry is counted in the status before its Job is deleted.
@@ -279,8 +279,8 @@ class Operation(RuleBasedStateMachine):
         assert not again.events
 
     @invariant()
-    def what_stalls_says_what_to_do(self) -> None:
-        """Stalled and Reconciling exclude each other; a failure names a remedy."""
+    def failures_have_a_remedy(self) -> None:
+        """Stalled and Reconciling exclude each other."""
         status = self.world.status
         truth = {condition.type: condition.status for condition in status.conditions}
         if not truth:
@@ -292,16 +292,16 @@ class Operation(RuleBasedStateMachine):
         assert all(condition.last_transition_time <= self.world.now for condition in status.conditions)
 
     @invariant()
-    def a_draft_is_never_taken_for_a_publication(self) -> None:
-        """Whoever reads status.published, or waits for Ready, gets what has passed its gates."""
+    def a_draft_is_never_shown_as_published(self) -> None:
+        """status.published and Ready are for models that pass their gates."""
         status = self.world.status
         truth = {condition.type: condition.status for condition in status.conditions}
         assert status.draft is None or (status.published is None and status.serving is None)
         assert status.draft is None or (truth["Ready"], truth["Published"]) == ("False", "False")
 
     @invariant()
-    def the_history_is_bounded_and_has_each_run_once(self) -> None:
-        """Newest first, and what has not ended is not in it."""
+    def the_history_is_bounded_and_unique(self) -> None:
+        """Newest first, and only finished runs."""
         history = self.world.status.history
         assert len(history) <= 5
         assert len({entry.id for entry in history}) == len(history)
@@ -309,11 +309,11 @@ class Operation(RuleBasedStateMachine):
 
     @invariant()
     def children_are_bounded(self) -> None:
-        """A Job a stage, and those that are on their way out."""
+        """One Job per stage, and those being deleted."""
         assert len([job for job in self.world.jobs.values() if "deletionTimestamp" not in job["metadata"]]) <= 4
 
     def teardown(self) -> None:
-        """When everybody leaves it alone and all goes well, it is published in the end, and then at rest."""
+        """Without further disturbances the run is published in the end, and then causes no writes."""
         world = self.world
         world.native_sidecars, world.classic_sidecars = [], []
         world.profiles = ()
@@ -339,7 +339,7 @@ class Operation(RuleBasedStateMachine):
 
 
 class GroupOperation(Operation):
-    """The same with an object whose pods on several nodes have just been made, so that more happens to them."""
+    """The same with an object whose pods on several nodes were just created."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The work queue against a model of what it promises, in any order of calls. Time jumps."""
+"""The work queue against a model, in any order of calls. Time is simulated."""
 
 import asyncio
 from typing import Any
@@ -14,14 +14,14 @@ KEYS = st.sampled_from([("a", "1"), ("a", "2"), ("b", "1"), ("b", "2")])
 
 
 class Silent:
-    """Counts nothing."""
+    """A metric that ignores everything."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
 
 
 class Queue(RuleBasedStateMachine):
-    """Workers, and those who enqueue."""
+    """Workers, and callers that add keys."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,20 +34,20 @@ class Queue(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def add(self, key: tuple[str, str]) -> None:
-        """As often as one likes."""
+        """Any number of times."""
         self.queue.add(key)
         self.waiting.add(key)
 
     @rule(key=KEYS, seconds=st.integers(1, 100))
     def add_after(self, key: tuple[str, str], seconds: int) -> None:
-        """The earliest time that was asked for counts."""
+        """The earliest time counts."""
         self.queue.add_after(key, seconds)
         self.due[key] = min(self.due.get(key, 1e9), self.loop.time() + seconds)
 
     @precondition(lambda self: self.waiting - self.working)
     @rule()
     def take(self) -> None:
-        """A key that nobody works on, and that was asked for; no worker waits for it longer than a moment."""
+        """A waiting key that no worker processes; no worker waits long for it."""
         asked = self.loop.time()
         key = self.loop.run_until_complete(self.queue.get())
         assert self.loop.time() - asked <= MOMENT + 1e-6
@@ -63,7 +63,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.working)
     @rule(retry=st.booleans())
     def finish(self, retry: bool) -> None:
-        """Well, or to be tried again."""
+        """Successfully, or to be retried."""
         key = min(self.working)
         if retry:
             self.queue.retry(key)
@@ -81,19 +81,19 @@ class Queue(RuleBasedStateMachine):
         self._came()
 
     def _came(self) -> None:
-        """Take note of the keys whose time has come."""
+        """Record the keys that are due."""
         for key, latest in list(self.due.items()):
             if latest <= self.loop.time() or key in self.queue._waiting:
                 del self.due[key]
                 self.waiting.add(key)
 
     @invariant()
-    def exactly_what_was_asked_for_waits(self) -> None:
-        """No key is lost, none is there twice."""
+    def exactly_the_added_keys_wait(self) -> None:
+        """No key is lost or duplicated."""
         assert len(self.queue) == len(self.waiting)
 
     def teardown(self) -> None:
-        """Everything that was asked for is worked on in the end."""
+        """Every added key is processed in the end."""
         for key in list(self.working):
             self.queue.done(key)
         self.loop.run_until_complete(_sleep(200))
@@ -119,8 +119,8 @@ TestQueue = Queue.TestCase
 
 
 @given(st.lists(st.booleans(), max_size=60))
-def test_urgent_keys_come_first_and_starve_no_other(urgency: list[bool]) -> None:
-    """In the order in which they were added; one of the others after so many in a row."""
+def test_urgent_keys_come_first_without_starving_others(urgency: list[bool]) -> None:
+    """In the order in which they were added; after so many in a row one of the others."""
 
     async def story() -> list[tuple[str, str]]:
         queue = await _a_queue()
@@ -143,8 +143,8 @@ def test_urgent_keys_come_first_and_starve_no_other(urgency: list[bool]) -> None
     ]
 
 
-def test_the_others_wait_for_a_moment_while_an_urgent_key_is_worked_on() -> None:
-    """They go on when it is done, or when it takes long; a worker that was cancelled takes no key."""
+def test_other_keys_wait_briefly_while_an_urgent_key_is_processed() -> None:
+    """They continue when it is done, or takes long; a cancelled worker takes no key."""
     loop = JumpingLoop()
 
     async def story() -> None:

@@ -1,4 +1,4 @@
-"""Whatever stages report, a container's termination message holds it in the 4096 bytes that the kubelet keeps."""
+"""Any reports of stages fit into a termination message of 4096 bytes."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -36,13 +36,13 @@ BREAKS = "".join(mark for mark in map(chr, range(0x20, 0x2100)) if len(f"a{mark}
 
 
 def a_train_report(facts: TrainedFacts) -> StageReport:
-    """Return the report of a train that ended well."""
+    """Return the report of a successful train."""
     return StageReport(stage=Stage.TRAIN, key="0" * 16, executed=True, started_at=NOON, finished_at=NOON, trained=facts)
 
 
 @given(trainings, evaluations)
-def test_two_successes_fit(trained: TrainedFacts, judged: EvaluationFacts) -> None:
-    """With every metric and URIs as long as S3 has them; of those only, something may be left out."""
+def test_two_successful_reports_fit(trained: TrainedFacts, judged: EvaluationFacts) -> None:
+    """With every metric and the longest URIs of S3; only URIs may be omitted."""
     train = a_train_report(trained)
     evaluate = StageReport(
         stage=Stage.EVALUATE, key="1" * 16, executed=True, started_at=NOON, finished_at=NOON, evaluation=judged
@@ -63,8 +63,8 @@ def test_two_successes_fit(trained: TrainedFacts, judged: EvaluationFacts) -> No
     TrainedFacts(steps=1, loss="0.1234", train_seconds=1, device="cpu", adapter="s3://team-a/adapter"),
     StageFailure(reason=Reason.INVALID_SPEC, message=BREAKS, remedy=BREAKS),
 )
-def test_a_failure_fits_beside_what_was_done_before(trained: TrainedFacts, failure: StageFailure) -> None:
-    """The facts of train are whole, and the failure keeps its reason and both ends of its message."""
+def test_a_failure_and_an_earlier_report_fit(trained: TrainedFacts, failure: StageFailure) -> None:
+    """The facts of train are complete, and the failure keeps its reason and both ends of its message."""
     train = a_train_report(trained)
     evaluate = StageReport(stage=Stage.EVALUATE, started_at=NOON, finished_at=NOON, failure=failure)
     message = termination_message([train, evaluate])
@@ -77,7 +77,7 @@ def test_a_failure_fits_beside_what_was_done_before(trained: TrainedFacts, failu
 
 @given(failures)
 def test_one_failure_fits(failure: StageFailure) -> None:
-    """A long remedy is shortened as well as a long message."""
+    """Long remedies and messages are shortened."""
     report = StageReport(stage=Stage.PREPARE, started_at=NOON, finished_at=NOON, failure=failure)
     message = report.termination_message()
     assert len(message.encode()) <= TERMINATION_LOG_BYTES
@@ -85,7 +85,7 @@ def test_one_failure_fits(failure: StageFailure) -> None:
 
 
 @given(texts)
-def test_what_is_no_report_is_none(text: str) -> None:
-    """A message that only looks like JSON, or that the log was taken for, holds no report."""
+def test_an_invalid_report_is_ignored(text: str) -> None:
+    """Text that only looks like JSON, or the log of the container."""
     assert list(reports_in(text)) == []
     assert list(reports_in("{" + text)) == []

@@ -1,4 +1,4 @@
-"""The model of Kubernetes shows what a kubelet and a Job controller show, so that no test is fooled by it."""
+"""The simulator behaves like a kubelet and a Job controller."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ REGULAR = "evaluate"
 
 
 def a_pod(world: World, *, init: str = "", regular: str = "prepare") -> dict[str, Any]:
-    """Return the live pod, with these containers in place of its own."""
+    """Return the live pod, with these containers instead of its own."""
     world.settle()
     (job,) = world.live_jobs()
     pod_spec = job["spec"]["template"]["spec"]
@@ -31,7 +31,7 @@ def ready(pod: dict[str, Any]) -> str:
 
 
 def test_a_pod_is_pending_while_its_init_containers_run() -> None:
-    """However long they take: only with its regular containers it is Running and Ready."""
+    """Only with its regular containers it is Running and Ready."""
     world = World()
     pod = a_pod(world, init=INIT, regular=REGULAR)
     world.start(pod)
@@ -44,8 +44,8 @@ def test_a_pod_is_pending_while_its_init_containers_run() -> None:
     assert (pod["status"]["phase"], ready(pod)) == ("Succeeded", "False")
 
 
-def test_an_init_container_that_fails_fails_its_pod() -> None:
-    """What comes after it never starts."""
+def test_a_failed_init_container_fails_its_pod() -> None:
+    """Later containers never start."""
     world = World()
     pod = a_pod(world, init=INIT, regular=REGULAR)
     world.start(pod)
@@ -55,8 +55,8 @@ def test_an_init_container_that_fails_fails_its_pod() -> None:
     assert "waiting" in pod["status"]["containerStatuses"][0]["state"]
 
 
-def test_a_native_sidecar_is_ended_after_the_regular_containers() -> None:
-    """Its exit code changes nothing."""
+def test_a_native_sidecar_is_terminated_after_the_regular_containers() -> None:
+    """Its exit code has no effect."""
     world = World()
     world.native_sidecars = ["mesh"]
     pod = a_pod(world)
@@ -68,7 +68,7 @@ def test_a_native_sidecar_is_ended_after_the_regular_containers() -> None:
 
 
 def test_a_classic_sidecar_keeps_its_pod_running() -> None:
-    """Until somebody deletes the pod; its exit code then is one of the pod's."""
+    """Until the pod is deleted; then its exit code is one of the pod's."""
     world = World()
     world.classic_sidecars = ["log-agent"]
     pod = a_pod(world)
@@ -80,7 +80,7 @@ def test_a_classic_sidecar_keeps_its_pod_running() -> None:
     assert pod["status"]["phase"] == "Failed"
 
 
-def test_a_pod_failure_policy_is_about_the_container_that_it_names() -> None:
+def test_a_pod_failure_policy_applies_to_the_named_container() -> None:
     """The exit code of a sidecar does not fail a Job."""
     world = World()
     world.classic_sidecars, world.sidecar_exit_code = ["log-agent"], 65
@@ -99,7 +99,7 @@ def test_a_pod_failure_policy_is_about_the_container_that_it_names() -> None:
 
 
 def test_a_pod_runs_on_a_node_that_its_affinity_allows() -> None:
-    """Where there is none, it is Unschedulable and does not start."""
+    """Otherwise it is Unschedulable and does not start."""
     world = World()
     world.settle()
     (job,) = world.live_jobs()
@@ -113,7 +113,7 @@ def test_a_pod_runs_on_a_node_that_its_affinity_allows() -> None:
     assert pod["status"]["phase"] == "Pending"
 
 
-def test_a_ttl_deletes_an_ended_job_with_its_pods() -> None:
+def test_a_ttl_deletes_a_finished_job_with_its_pods() -> None:
     """Not before its time."""
     world = World()
     world.ttl = 60

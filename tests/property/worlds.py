@@ -1,4 +1,4 @@
-"""Worlds that have come so far already, and what a test looks at in them."""
+"""Worlds in an advanced state, and their parts for assertions."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def a_world_at(stage: Stage, **parts: Any) -> World:
 
 
 def a_finished_world(**parts: Any) -> World:
-    """Return a world in which everything is published."""
+    """Return a world with a published run."""
     world = World(**parts)
     for _ in range(4):
         world.settle()
@@ -37,7 +37,7 @@ def a_finished_world(**parts: Any) -> World:
 
 
 def run_to_the_end(world: World) -> None:
-    """Let everything go well from here on."""
+    """Let all remaining stages succeed."""
     for _ in range(5):
         world.settle()
         world.seconds += 10
@@ -47,7 +47,7 @@ def run_to_the_end(world: World) -> None:
 
 
 def entry(world: World, stage: Stage) -> StageStatus:
-    """Return what is recorded about a stage."""
+    """Return the status of a stage."""
     found: StageStatus = next(
         (item for item in world.status.stages if item.name == stage), StageStatus(name=stage, state=StageState.PENDING)
     )

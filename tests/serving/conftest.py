@@ -1,4 +1,4 @@
-"""One process that has imported vLLM, and the rows of the table that the tests measure."""
+"""One process that has imported vLLM, and the rows of the measured table."""
 
 from collections.abc import Iterator
 from pathlib import Path

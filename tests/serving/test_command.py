@@ -1,4 +1,4 @@
-"""The contract's own command starts vLLM, with two adapters on one server."""
+"""The contract's command starts vLLM with two adapters on one server."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from tunemill_trainer.serving.engine import running
 
 
 @pytest.mark.timeout(900)
-def test_one_server_has_two_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_one_server_serves_two_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Each answers with its own weights: the trained one makes the calls of its rows, the random one does not.
 
     `tunemill evaluate` judges both on the same rows, so that one can be compared with the other.

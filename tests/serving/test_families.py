@@ -1,4 +1,4 @@
-"""The real vLLM serves a small model of each known family as Tunemill says."""
+"""The real vLLM serves a small model of each known family as documented."""
 
 from pathlib import Path
 
@@ -16,17 +16,17 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.mark.parametrize("name", SERVED)
 def test_a_family_is_served_as_it_was_trained(name: str, vllm: Engines, table: dict[str, Cells], tmp_path: Path):
-    """Template, prompt tokens, parsers, the verdict about each kind of adapter, and the calls that a client gets."""
+    """Template, prompt tokens, parsers, the servability of each kind of adapter, and the calls that a client gets."""
     table[name] = measure(trained(name), vllm, tmp_path)
     assert table[name].right, "\n".join(table[name].notes)
 
 
 def test_each_family_of_the_catalogue_is_measured_or_explained():
-    """Whoever adds a family to the catalogue measures it, or says why not."""
+    """A new family needs a measurement or a reason."""
     assert sorted([*SERVED, *NOT_SERVED]) == sorted(family.name for family in catalogue.families())
 
 
-def test_the_page_shows_what_was_measured(table: dict[str, Cells]):
+def test_the_page_has_the_measured_results(table: dict[str, Cells]):
     """`make serving-page` writes it."""
     shown, measured = (ROOT / report.PAGE).read_text(encoding="utf-8"), report.page(ROOT, table)
     assert [line for line in measured.splitlines() if line not in shown.splitlines()] == []

@@ -1,4 +1,4 @@
-"""Publish proves a release with the real vLLM, which it starts as users do."""
+"""Publish verifies a release with the real vLLM."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def a_release(family: Trained, folder: Path) -> Path:
 
 
 def cases(family: Trained) -> list[Case]:
-    """The questions as prepare writes them."""
+    """The cases as prepare writes them."""
     return [
         Case(
             f"rows:{question.row.source.line}#1",
@@ -53,7 +53,9 @@ def cases(family: Trained) -> list[Case]:
     ]
 
 
-def test_a_release_is_proven_and_one_with_another_template_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_release_is_verified_and_one_with_another_template_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The served template is the file in the release. A change that keeps the calls still changes the prompt."""
     for name, value in environment(ROOT / "build" / "vllm").items():
         monkeypatch.setenv(name, value)

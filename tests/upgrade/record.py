@@ -55,7 +55,7 @@ EVERY_PLACE: Json = {
 
 @dataclass
 class Scene:
-    """An object on its way, and the profiles of the cluster."""
+    """An object during its run, and the profiles of the cluster."""
 
     world: World
     profiles: list[Json] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Scene:
         self.world.profiles = tuple(profile_of(body) for body in self.profiles)
 
     def until(self, reached: Callable[[World], bool], **report: Any) -> "Scene":
-        """Let the stages run to a good end, one after the other, until the world is as wanted."""
+        """Let the stages succeed one after the other, until the condition holds."""
         world = self.world
         for _ in range(20):
             world.settle()
@@ -84,7 +84,7 @@ class Scene:
         raise AssertionError(f"never reached, phase {world.status.phase}")
 
     def running(self, stage: Stage) -> "Scene":
-        """Go on until the container of this stage runs."""
+        """Continue until the container of this stage runs."""
 
         def runs(world: World) -> bool:
             return any(item.name == stage and item.state is StageState.RUNNING for item in world.status.stages)
@@ -92,11 +92,11 @@ class Scene:
         return self.until(runs)
 
     def phase(self, phase: Phase, **report: Any) -> "Scene":
-        """Go on until this phase."""
+        """Continue until this phase."""
         return self.until(lambda world: world.status.phase is phase, **report)
 
     def clean_up(self) -> "Scene":
-        """Delete the Jobs and pods that have ended, as a time to live does."""
+        """Delete the finished Jobs and pods, as a TTL does."""
         world = self.world
         world.jobs = {name: job for name, job in world.jobs.items() if job in world.live_jobs()}
         world.pods = {name: pod for name, pod in world.pods.items() if pod in world.live_pods()}
@@ -183,10 +183,10 @@ def _admitted() -> Scene:
 
 def _training() -> Iterator[tuple[str, Scene]]:
     yield "training", a_scene().running(Stage.TRAIN)
-    heard = a_scene(compute=ON_CPU).running(Stage.TRAIN)
-    heard.world.hear(heard.world.live_pods()[0], 40)
-    heard.world.reconcile()
-    yield "training-with-progress", heard
+    reporting = a_scene(compute=ON_CPU).running(Stage.TRAIN)
+    reporting.world.report_progress(reporting.world.live_pods()[0], 40)
+    reporting.world.reconcile()
+    yield "training-with-progress", reporting
     yield "training-in-kueue", _admitted()
     yield "training-everywhere", a_scene(**EVERY_PLACE).running(Stage.TRAIN)
     yield "training-with-profile", a_scene(GOLD).running(Stage.TRAIN)
@@ -256,7 +256,7 @@ def _published_on_a_schedule() -> Scene:
 
 
 def _next_time(scene: Scene) -> None:
-    """Let the time of the schedule come, with new rows."""
+    """Advance to the next time of the schedule, with new rows."""
     scene.world.seconds += 24 * 3600
     scene.resolved = NEW_ROWS
     before = scene.world.status.run.id
@@ -356,9 +356,9 @@ def _resting() -> Iterator[tuple[str, Scene]]:
     edited.world.seconds += 600
     edited.world.edit(training={"epochs": 2})
     yield "succeeded-after-an-edit", edited.phase(Phase.SUCCEEDED).clean_up()
-    mended = a_scene(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]}).phase(Phase.HELD)
-    mended.world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
-    yield "succeeded-with-another-gate", mended.phase(Phase.SUCCEEDED)
+    corrected = a_scene(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]}).phase(Phase.HELD)
+    corrected.world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
+    yield "succeeded-with-another-gate", corrected.phase(Phase.SUCCEEDED)
     yield "succeeded-on-a-schedule", _published_on_a_schedule()
     again = _published_on_a_schedule()
     _next_time(again)

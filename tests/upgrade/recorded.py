@@ -1,4 +1,4 @@
-"""Loads a recorded object into a world, as an operator of the present version finds it after an upgrade."""
+"""Loads a recorded object into a world, as after an upgrade to this version of the operator."""
 
 import json
 from datetime import datetime

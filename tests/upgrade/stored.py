@@ -1,4 +1,4 @@
-"""What an API server stores of an object: no field that the CRD does not have, and the defaults that it does have."""
+"""What an API server stores of an object: fields of the CRD only, with defaults."""
 
 from copy import deepcopy
 from functools import cache

@@ -1,4 +1,4 @@
-"""An upgrade leaves every object alone: what is done stays done, what runs goes on, what failed stays failed."""
+"""An upgrade changes no object: finished, running and failed ones stay as they are."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ AT_WORK += [path for path in RECORDED if path.stem.startswith(("evaluating", "pu
 
 @pytest.fixture
 def raised_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later version in which every stage computes something else."""
+    """A later version in which every stage has a new recipe."""
     monkeypatch.setattr(keys, "RECIPES", {stage: number + 1 for stage, number in keys.RECIPES.items()})
 
 
@@ -38,7 +38,7 @@ def added_fields(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written(world: World) -> FineTuneStatus:
-    """Let the operator look at the object, and return the status after it."""
+    """Reconcile the object, and return its status."""
     world.reconcile()
     world.finetune_body = stored_finetune(world.finetune_body)
     status: FineTuneStatus = world.status
@@ -46,7 +46,7 @@ def written(world: World) -> FineTuneStatus:
 
 
 def identity(status: FineTuneStatus) -> dict[str, Any]:
-    """Return what an upgrade may not change."""
+    """Return the fields that an upgrade must not change."""
     run = status.run
     begun = [item for item in status.stages if item.attempts]
     stages = {item.name: (item.key, item.state, item.attempts, item.started_at) for item in begun}
@@ -61,8 +61,8 @@ def identity(status: FineTuneStatus) -> dict[str, Any]:
     }
 
 
-def leaves_alone(path: Path) -> None:
-    """Check that the operator does nothing about the object, and says nothing new, now and when it looks again."""
+def assert_unchanged(path: Path) -> None:
+    """Check that the operator neither acts on the object nor changes its status, now and later."""
     world = a_recorded_world(path)
     before, first = world.status, world.plan()
     assert first.actions == ()
@@ -79,36 +79,36 @@ def leaves_alone(path: Path) -> None:
 
 
 @FLEET
-def test_an_upgrade_does_nothing_about_an_object(path: Path) -> None:
-    """Proves for each recorded object that no Job is created or deleted, and nothing is reported again."""
-    leaves_alone(path)
+def test_an_upgrade_does_not_change_an_object(path: Path) -> None:
+    """For each recorded object no Job is created or deleted, and nothing is reported again."""
+    assert_unchanged(path)
 
 
 @FLEET
 @pytest.mark.usefixtures("raised_recipes")
-def test_a_raised_recipe_does_nothing_about_an_object(path: Path) -> None:
-    """Proves that stages which compute something else now leave alone what is done, failed or in progress."""
-    leaves_alone(path)
+def test_a_new_recipe_does_not_change_an_object(path: Path) -> None:
+    """Finished, failed and running stages are kept."""
+    assert_unchanged(path)
 
 
 @FLEET
 @pytest.mark.usefixtures("added_fields")
-def test_a_new_field_with_a_default_does_nothing_about_an_object(path: Path) -> None:
-    """Proves that hashes do not depend on which fields the API has."""
+def test_a_new_field_with_a_default_does_not_change_an_object(path: Path) -> None:
+    """Hashes do not depend on the set of API fields."""
     world = a_recorded_world(path)
     assert getattr(world.finetune.spec, ADDED) == "new"
     assert getattr(world.finetune.spec.training.checkpoint, ADDED) == "new"
-    leaves_alone(path)
+    assert_unchanged(path)
 
 
 @pytest.mark.usefixtures("raised_recipes")
 def test_the_fleet_of_this_version_can_be_recorded(tmp_path: Path) -> None:
-    """Proves that the next release can add its folder, and that this version leaves its own objects alone."""
+    """The next release can add its folder, and this version does not change its own objects."""
     record.main(tmp_path / "now")
     recorded = sorted((tmp_path / "now").glob("*.json"))
     assert {path.stem for path in recorded} >= {path.stem for path in RECORDED}
     for path in recorded:
-        leaves_alone(path)
+        assert_unchanged(path)
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +118,15 @@ def crd() -> OAS30Validator:
 
 
 @FLEET
-def test_an_object_stays_valid_for_the_present_crd(crd: OAS30Validator, path: Path) -> None:
-    """Proves that the API server takes the status of an object that an older CRD has checked and completed."""
+def test_an_object_stays_valid_for_the_current_crd(crd: OAS30Validator, path: Path) -> None:
+    """The API server accepts the status of an object that an older CRD validated and defaulted."""
     crd.validate(a_recorded_world(path).finetune_body)
 
 
 @pytest.mark.parametrize("path", AT_WORK, ids=name_of)
 @pytest.mark.usefixtures("raised_recipes")
-def test_what_runs_goes_on_to_its_end_and_each_stage_is_done_once(path: Path) -> None:
-    """Proves that an object in progress under an older version ends well, with the Jobs that it has."""
+def test_a_running_object_finishes_with_each_stage_run_once(path: Path) -> None:
+    """With the Jobs of the older version."""
     world = a_recorded_world(path)
     begun = {item.name: item.key for item in world.status.stages if item.job}
     done = [item.name for item in world.status.stages if item.state is StageState.SUCCEEDED]
@@ -152,7 +152,7 @@ def test_what_runs_goes_on_to_its_end_and_each_stage_is_done_once(path: Path) ->
 
 @FLEET
 def test_an_object_keeps_its_workspace(path: Path) -> None:
-    """Proves that later stages look for the outputs where the version put them that began the run."""
+    """Later stages use the workspace of the version that started the run."""
     world = a_recorded_world(path)
     begun = world.status.run is not None
     after, spec = written(world), world.finetune.spec

@@ -1,4 +1,4 @@
-"""What an upgrade does to an object that somebody edits or requests afterwards, and to one that was never seen."""
+"""Effect of an upgrade on objects that are edited or requested afterwards, and on new ones."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def finish(world: World, **report: Any) -> list[str]:
-    """Let the run come to its end, and return the labels of the Jobs that were created for it."""
+    """Let the run finish, and return the labels of its Jobs."""
     before = len(world.created)
     for _ in range(5):
         world.settle()
@@ -40,7 +40,7 @@ def finish(world: World, **report: Any) -> list[str]:
 
 
 def run_spec(world: World) -> RunSpec:
-    """Return what the live pod was given."""
+    """Return the RunSpec of the live pod."""
     annotations = world.live_pods()[0]["metadata"]["annotations"]
     return RunSpec.model_validate_json(annotations[constants.ANNOTATION_RUN_SPEC])
 
@@ -48,8 +48,8 @@ def run_spec(world: World) -> RunSpec:
 # A request
 
 
-def test_a_request_uses_the_present_recipes(upgrade) -> None:
-    """Whoever wants the new recipe asks for it: unchanged data is trained on again."""
+def test_a_request_uses_the_current_recipes(upgrade) -> None:
+    """Unchanged data is trained on again."""
     world = a_finished_world()
     upgrade(Stage.TRAIN)
     world.settle()
@@ -59,8 +59,8 @@ def test_a_request_uses_the_present_recipes(upgrade) -> None:
     assert world.status.phase is Phase.SUCCEEDED
 
 
-def test_a_request_without_a_new_recipe_only_looks_at_the_data() -> None:
-    """As ever: what is unchanged is not done again."""
+def test_a_request_without_a_new_recipe_reruns_only_prepare() -> None:
+    """Unchanged outputs are reused."""
     world = a_finished_world()
     world.request("2026-12-01T00:00:00Z")
     assert finish(world, executed=False) == ["prepare"]
@@ -70,8 +70,8 @@ def test_a_request_without_a_new_recipe_only_looks_at_the_data() -> None:
 # An edit
 
 
-def test_an_edit_of_publish_keeps_what_an_older_recipe_trained(upgrade) -> None:
-    """Only what the edit is about is done by the new recipe, with the recorded keys of what comes before."""
+def test_an_edit_of_publish_keeps_the_output_of_an_older_training_recipe(upgrade) -> None:
+    """Only publish uses the new recipe, with the recorded keys of earlier stages."""
     world = a_finished_world()
     trained, evaluated = entry(world, Stage.TRAIN).key, entry(world, Stage.EVALUATE).key
     upgrade(*Stage)
@@ -85,16 +85,16 @@ def test_an_edit_of_publish_keeps_what_an_older_recipe_trained(upgrade) -> None:
     assert world.status.phase is Phase.SUCCEEDED
 
 
-def test_an_edit_of_training_keeps_what_an_older_recipe_prepared(upgrade) -> None:
-    """Train and what follows use the new recipes."""
+def test_an_edit_of_training_keeps_the_output_of_an_older_prepare_recipe(upgrade) -> None:
+    """Train and later stages use the new recipes."""
     world = a_finished_world()
     upgrade(*Stage)
     world.edit(training={"epochs": 2})
     assert finish(world) == ["train", "publish"]
 
 
-def test_an_edit_that_changes_no_output_starts_nothing_after_an_upgrade(upgrade) -> None:
-    """New credentials are no reason to use a new recipe."""
+def test_an_edit_that_affects_no_output_reruns_nothing_after_an_upgrade(upgrade) -> None:
+    """For example new credentials."""
     world = a_finished_world()
     upgrade(*Stage)
     world.edit(dataset={"credentialsSecretRef": {"name": "s3"}}, retry={"limit": 1})
@@ -104,8 +104,8 @@ def test_an_edit_that_changes_no_output_starts_nothing_after_an_upgrade(upgrade)
 # A run in progress
 
 
-def test_a_stage_that_has_not_begun_uses_the_present_recipe(upgrade) -> None:
-    """The training goes on under its key; publish, which nobody has begun, gets a key by the new recipe."""
+def test_a_stage_that_has_not_started_uses_the_current_recipe(upgrade) -> None:
+    """The training continues with its key; publish, which has not started, gets a key of the new recipe."""
     world = a_world_at(Stage.TRAIN)
     before = {stage: entry(world, stage).key for stage in Stage}
     upgrade(Stage.TRAIN, Stage.EVALUATE, Stage.PUBLISH)
@@ -118,7 +118,7 @@ def test_a_stage_that_has_not_begun_uses_the_present_recipe(upgrade) -> None:
 
 
 def test_a_job_that_has_just_been_created_keeps_its_key(upgrade) -> None:
-    """No pod of it has started when the operator is replaced."""
+    """No pod has started when the operator is replaced."""
     world = a_world_at(Stage.PREPARE)
     world.succeed(world.live_pods()[0])
     world.job_controller()
@@ -128,8 +128,8 @@ def test_a_job_that_has_just_been_created_keeps_its_key(upgrade) -> None:
     assert world.plan().actions == ()
 
 
-def test_a_training_that_was_suspended_goes_on_under_its_key(upgrade) -> None:
-    """Its checkpoints lie under the recorded key."""
+def test_a_suspended_training_resumes_with_its_key(upgrade) -> None:
+    """Its checkpoints are stored under it."""
     world = a_world_at(Stage.TRAIN)
     key = entry(world, Stage.TRAIN).key
     world.edit(suspend=True)
@@ -145,8 +145,8 @@ def test_a_training_that_was_suspended_goes_on_under_its_key(upgrade) -> None:
 # An object without a status
 
 
-def test_an_object_that_is_created_again_from_git_uses_the_present_recipes(upgrade) -> None:
-    """Its status is gone: with the same recipes it finds its outputs, with others it asks for new ones."""
+def test_an_object_recreated_from_git_uses_the_current_recipes(upgrade) -> None:
+    """Its status is lost: with the same recipes it reuses its outputs, with new ones it recomputes them."""
     first = a_finished_world()
     again = a_finished_world()
     assert [entry(again, stage).key for stage in Stage] == [entry(first, stage).key for stage in Stage]
@@ -164,8 +164,8 @@ def a_recorded(name: str) -> World:
     return a_recorded_world(FIRST / f"{name}.json")
 
 
-def test_an_edit_during_the_upgrade_repeats_only_what_it_is_about() -> None:
-    """The generation is new to both operators: the entries are compared with what the older one would record."""
+def test_an_edit_during_the_upgrade_reruns_only_the_affected_stages() -> None:
+    """The generation is new to both operators: the status is compared with what the older one would write."""
     world = a_recorded("succeeded")
     world.edit(publish={"tag": "v1"})
     assert finish(world) == ["publish"]
@@ -178,7 +178,7 @@ def test_an_edit_during_the_upgrade_repeats_only_what_it_is_about() -> None:
 
 
 def test_a_request_during_the_upgrade_is_not_lost() -> None:
-    """The older operator did not see it."""
+    """The older operator did not process it."""
     world = a_recorded("succeeded")
     world.request("2026-12-01T00:00:00Z")
     assert finish(world)[0] == "prepare"
@@ -196,8 +196,8 @@ def test_a_spec_that_the_older_operator_refused_is_checked_again() -> None:
     assert world.created == []
 
 
-def test_values_of_a_profile_that_the_api_no_longer_has_do_not_fail_the_run() -> None:
-    """The status keeps them; the run goes by what can still be set."""
+def test_removed_profile_fields_do_not_fail_the_run() -> None:
+    """The status keeps them; the run uses the remaining fields."""
     path = FIRST / "succeeded-with-profile.json"
     fields = json.loads(path.read_text())["finetune"]["status"]["profile"]["fields"]
     world = a_recorded_world(path)

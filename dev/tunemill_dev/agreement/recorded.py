@@ -1,6 +1,6 @@
 """What vLLM's parsers made of some replies of each format, so that `make test` holds our readers to it without vLLM.
 
-`make test-long` compares many more with vLLM itself, and writes the file anew.
+`make test-long` compares many more with vLLM itself, and writes the file again.
 """
 
 import json

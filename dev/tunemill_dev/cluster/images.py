@@ -57,7 +57,7 @@ class ImageStore:
 
         Older tags of the name are removed, except the newest two and those that a workload names. When the disk is
         nearly full, older images of all names are removed first, and older parts of the build cache; the whole cache
-        only if the build fails for lack of space. Without it, an image is built anew, with another hash.
+        only if the build fails for lack of space. Without it, an image is rebuilt, with another hash.
         """
         if shutil.disk_usage(self.logs).free < _ROOM_BYTES:
             self._prune(f"--keep-storage={_CACHE_MEGABYTES}")

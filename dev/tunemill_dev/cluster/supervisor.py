@@ -34,7 +34,7 @@ _LOG_BYTES = 20 * 2**20
 def main() -> None:
     """Run the plan whose path is the only argument."""
     plan = Plan.read(Path(sys.argv[1]))
-    # Before /proc is mounted anew, /proc/self still names this process as the host sees it.
+    # Before /proc is mounted again, /proc/self still names this process as the host sees it.
     print(Path("/proc/self").readlink(), flush=True)
     if sys.stdin.readline().strip() != "go":
         raise SystemExit(1)

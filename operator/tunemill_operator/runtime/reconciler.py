@@ -114,7 +114,7 @@ class Reconciler:
             self.queue.add(key)  # what was done is message after new objects have their Jobs
             return
         # A new process does not know yet whether the recorded problem still exists.
-        withheld = _would_withdraw_failure(finetune, decided) and self.warnings.awaits_first_answer(key)
+        withheld = _would_remove_failure(finetune, decided) and self.warnings.awaits_first_answer(key)
         if decided.status is not None and decided.status != finetune.status and not withheld:
             if progress_turn or not _only_progress(finetune.status, decided.status):
                 record.begins_run = await self._write(finetune, decided, decided.status, now)
@@ -270,7 +270,7 @@ def _workloads(bodies: Iterable[Json]) -> Iterator[Workload]:
             log.warning("a Workload of Kueue cannot be read and is ignored: %s: %s", type(error).__name__, error)
 
 
-def _would_withdraw_failure(finetune: FineTune, decided: Plan) -> bool:
+def _would_remove_failure(finetune: FineTune, decided: Plan) -> bool:
     """Return whether the status would lose a failure that blocks the run, without an action or a request."""
     before, after = finetune.status.failure, decided.status
     return (

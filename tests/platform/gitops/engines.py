@@ -1,4 +1,4 @@
-"""What the GitOps engines make of objects and samples, by their own code: the Go module dev/cluster/modules/gitops."""
+"""How GitOps engines evaluate objects and samples, by their own code: the Go module dev/cluster/modules/gitops."""
 
 import functools
 import json
@@ -19,26 +19,26 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one engine says of one object."""
+    """The health of an object in one engine."""
 
     status: str
     message: str
 
 
 def health(objects: Iterable[Json], flux: Path) -> list[dict[str, Verdict]]:
-    """Return what argo, flux and kstatus say of each object; `flux` holds a Kustomization with health expressions."""
+    """Return the health of each object in argo, flux and kstatus; `flux` is a Kustomization with health expressions."""
     answers = json.loads(_ask("health", str(ARGOCD_CM), str(flux), objects=objects))
     return [{engine: Verdict(**verdict) for engine, verdict in answer.items()} for answer in answers]
 
 
 def out_of_sync(kubeconfig: Path, manifests: Iterable[Json]) -> list[Json]:
-    """Return what Argo CD would show as different from its manifest, in any of its ways to compare."""
+    """Return the differences that Argo CD shows, in any of its ways to compare."""
     differences: list[Json] = json.loads(_ask("drift", str(kubeconfig), str(ARGOCD_CM), objects=manifests))
     return differences
 
 
 def kinds_of(paths: Iterable[Path]) -> list[str]:
-    """Return the kinds of the documents of these files, all of whose fields Argo CD and Flux know."""
+    """Return the kinds of the documents of these files, decoded strictly by Argo CD and Flux."""
     kinds: list[str] = json.loads(_ask("check", *map(str, paths)))
     return kinds
 

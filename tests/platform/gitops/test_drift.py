@@ -1,4 +1,4 @@
-"""What lies in Git is what lies in the cluster: neither defaults nor the operator's status look like a change."""
+"""Neither API defaults nor the operator's writes cause drift from Git."""
 
 import json
 import subprocess
@@ -41,11 +41,11 @@ class Kubectl:
         self._run("apply", "-f", "-", *how, given=_documents(bodies))
 
     def delete(self, bodies: list[Json]) -> None:
-        """Delete what the manifests describe."""
+        """Delete the objects of the manifests."""
         self._run("delete", "-f", "-", "--wait=false", given=_documents(bodies))
 
     def diff(self, bodies: list[Json], *how: str) -> str:
-        """Return what kubectl says that an apply would change."""
+        """Return the changes of an apply, from kubectl diff."""
         return self._run("diff", "-f", "-", *how, given=_documents(bodies), may_differ=True).stdout
 
     def _run(self, *arguments: str, given: str, may_differ: bool = False) -> subprocess.CompletedProcess[str]:
@@ -62,19 +62,19 @@ def _documents(bodies: list[Json]) -> str:
 
 
 def _at_rest(namespace: Namespace, name: str) -> Json | None:
-    """Return the object once its run has ended, however it did."""
+    """Return the object once its run has ended, with any result."""
     body = namespace.get(name)
     return body if body.get("status", {}).get("phase") in {"Succeeded", "Held", "Failed"} else None
 
 
-def _wish(body: Json) -> tuple[int, Json]:
-    """Return what users say of an object, and how often they have said something else."""
+def _spec_and_generation(body: Json) -> tuple[int, Json]:
+    """Return the spec and the generation of an object."""
     return body["metadata"]["generation"], body["spec"]
 
 
 @pytest.mark.parametrize("engine", ["kustomize-controller", "argocd-controller", "by-hand"])
-def test_applied_again_nothing_changes(namespace: Namespace, engine: str) -> None:
-    """Every manifest of ours, as Flux, Argo CD and kubectl apply it, after the operator has written its part."""
+def test_applying_again_changes_nothing(namespace: Namespace, engine: str) -> None:
+    """Every manifest of ours, applied like by Flux, Argo CD and kubectl, after the operator has written its fields."""
     how = () if engine == "by-hand" else ("--server-side", f"--field-manager={engine}")
     kubectl = Kubectl(namespace)
     bodies = kubectl.manifests()
@@ -82,15 +82,15 @@ def test_applied_again_nothing_changes(namespace: Namespace, engine: str) -> Non
     names = [body["metadata"]["name"] for body in bodies if body["kind"] == KIND]
     for name in names:
         eventually(partial(_at_rest, namespace, name), f"{name} is at rest", 120)
-    before = {name: _wish(namespace.get(name)) for name in names}
+    before = {name: _spec_and_generation(namespace.get(name)) for name in names}
     assert kubectl.diff(bodies, *how) == ""
     kubectl.apply(bodies, *how)
-    assert {name: _wish(namespace.get(name)) for name in names} == before
+    assert {name: _spec_and_generation(namespace.get(name)) for name in names} == before
     assert out_of_sync(namespace.plane.kubeconfig, bodies) == []
 
 
-def test_the_operator_owns_the_status_and_nothing_else(namespace: Namespace) -> None:
-    """No engine ever has a conflict with it: what is in the spec belongs to who applied it."""
+def test_the_operator_owns_only_the_status(namespace: Namespace) -> None:
+    """No engine has conflicts with it."""
     kubectl = Kubectl(namespace)
     body = next(body for body in kubectl.manifests() if body["kind"] == KIND)
     kubectl.apply([body], "--server-side", "--field-manager=kustomize-controller")
@@ -105,8 +105,8 @@ def test_the_operator_owns_the_status_and_nothing_else(namespace: Namespace) -> 
     }
 
 
-def test_the_chart_stays_in_sync_once_the_operator_has_its_certificate(plane: Plane) -> None:
-    """What the operator writes into its own Secret and the API server into the rest is no change to Argo CD."""
+def test_the_chart_stays_in_sync_after_the_operator_stored_its_certificate(plane: Plane) -> None:
+    """Neither the operator's Secret nor fields set by the API server are a difference for Argo CD."""
     application = yaml.safe_load((KIT / "argocd" / "operator.yaml").read_text())
     values = application["spec"]["source"]["helm"]["valuesObject"]
     bodies = [body for body in render(**values).objects if body["kind"] != "CustomResourceDefinition"]
@@ -118,8 +118,8 @@ def test_the_chart_stays_in_sync_once_the_operator_has_its_certificate(plane: Pl
     kubectl.delete(bodies)
 
 
-def test_a_field_that_somebody_changed_by_hand_is_seen(namespace: Namespace) -> None:
-    """The comparison of the tests above is not blind: all three ways to compare show it."""
+def test_a_manually_changed_field_is_detected(namespace: Namespace) -> None:
+    """The comparison of the tests above works: all three ways to compare show it."""
     kubectl = Kubectl(namespace)
     body = next(body for body in kubectl.manifests() if body["kind"] == KIND)
     kubectl.apply([body], "--server-side", "--field-manager=argocd-controller")

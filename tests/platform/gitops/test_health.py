@@ -1,4 +1,4 @@
-"""What Argo CD, Flux and kstatus show of an object: their own judgement of every status that real runs had."""
+"""The health of objects in Argo CD, Flux and kstatus, for every status of real runs."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ TABLE: dict[str, Shown] = {
 
 @dataclass
 class Story:
-    """What happened to the objects of a namespace."""
+    """The recorded versions of the objects of a namespace."""
 
     versions: list[Json] = field(default_factory=list)
     """Every version that the API server ever had."""
@@ -68,7 +68,7 @@ class Story:
     """The object at each line of the table."""
 
     def first(self, name: str, holds: Callable[[Json], bool]) -> Json:
-        """Return the first version of an object for which something holds."""
+        """Return the first version of an object that satisfies a condition."""
         return next(body for body in self.versions if body["metadata"]["name"] == name and holds(body))
 
 
@@ -92,7 +92,7 @@ def recorded(namespace: Namespace, into: Path, story: Story) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def story(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """Objects that go through every phase and end in every way."""
+    """Objects that go through every phase and have every result."""
     folder = tmp_path_factory.mktemp("gitops")
     namespace = plane.namespace("gitops-health", {"pod-security.kubernetes.io/enforce": "restricted"})
     story = Story()
@@ -100,8 +100,8 @@ def story(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         story.moments["just applied, not processed by the operator yet"] = namespace.apply("new")
         with an_endpoint(plane, folder) as endpoint:
             _begin(namespace)
-            _tell_end_of_train(endpoint, namespace, "evaluating")
-            _go_on(namespace, story)
+            _report_end_of_train(endpoint, namespace, "evaluating")
+            _proceed(namespace, story)
     changed = story.first("edited", lambda body: body["metadata"]["generation"] == 2)
     story.moments["published, then the manifest was changed"] = changed
     stopping = story.first("suspended", lambda body: _phase(body) == "Suspended" and not _holds(body, "Suspended"))
@@ -112,8 +112,8 @@ def story(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     plane.api.delete(f"/api/v1/namespaces/{namespace.name}")
 
 
-def _tell_end_of_train(endpoint: Endpoint, namespace: Namespace, name: str) -> None:
-    """Post what a pod posts when train is done and evaluate works: nothing else tells before its end."""
+def _report_end_of_train(endpoint: Endpoint, namespace: Namespace, name: str) -> None:
+    """Post the report of a pod at the end of train, which no status shows."""
     kubelet = namespace.plane.kubelet
     eventually(lambda: kubelet.starts_of(name, Stage.EVALUATE), "evaluate runs")
     pod = next(pod for pod in namespace.pods(name) if pod["status"]["phase"] == "Running")
@@ -126,7 +126,7 @@ def _tell_end_of_train(endpoint: Endpoint, namespace: Namespace, name: str) -> N
 
 
 def _begin(namespace: Namespace) -> None:
-    """Apply all objects at once: they are worked on side by side."""
+    """Apply all objects at once."""
     behave = namespace.plane.kubelet.behave
     behave("preparing", Stage.PREPARE, Runs())
     behave("queued", Stage.TRAIN, Waits())
@@ -148,8 +148,8 @@ def _begin(namespace: Namespace) -> None:
     namespace.apply("no-better", retrain={"schedule": "0 0 1 1 *", "promote": "IfBetter"})
 
 
-def _go_on(namespace: Namespace, story: Story) -> None:
-    """Bring every object where it belongs, and keep it as it is then."""
+def _proceed(namespace: Namespace, story: Story) -> None:
+    """Bring every object to its final state."""
     plane, moments = namespace.plane, story.moments
 
     def keep(title: str, name: str, phase: str) -> None:
@@ -218,7 +218,7 @@ def _shown(verdicts: dict[str, Verdict]) -> Shown:
 
 
 def _expected(body: Json) -> Shown:
-    """Return what is to be shown, concluded from the phase, which none of the engines looks at."""
+    """Return the expected health, derived from the phase, which no engine uses."""
     if "deletionTimestamp" in body["metadata"]:
         return DELETED
     if body["status"]["observedGeneration"] != body["metadata"]["generation"]:
@@ -233,8 +233,8 @@ def _expected(body: Json) -> Shown:
     return PROGRESSING
 
 
-def test_every_status_that_ever_was_is_shown_as_what_it_is(story: Story) -> None:
-    """Each version of each object, whatever its phase, has the same meaning to all three, and none is unknown."""
+def test_every_recorded_status_has_the_expected_health(story: Story) -> None:
+    """In all three engines, for each version of each object, and never unknown."""
     verdicts = health(story.versions, FLUX_FINETUNES)
     wrong = [
         f"{body['metadata']['name']}, generation {body['metadata']['generation']}, {_phase(body)}: {shown}\n"
@@ -246,8 +246,8 @@ def test_every_status_that_ever_was_is_shown_as_what_it_is(story: Story) -> None
     assert {_phase(body) for body in story.versions} - {""} == set(Phase)
 
 
-def test_the_table_of_the_page_is_what_the_engines_say(story: Story) -> None:
-    """Every line is a status of a real run; the page has the lines as they are here."""
+def test_the_table_of_the_page_matches_the_engines(story: Story) -> None:
+    """Every line is a status of a real run, and the page has the same lines."""
     assert set(story.moments) == set(TABLE)
     verdicts = health([story.moments[title] for title in TABLE], FLUX_FINETUNES)
     assert dict(zip(TABLE, map(_shown, verdicts), strict=True)) == TABLE
@@ -256,8 +256,8 @@ def test_the_table_of_the_page_is_what_the_engines_say(story: Story) -> None:
         assert f"| {title} | {' | '.join(shown)} |" in page
 
 
-def test_what_failed_is_shown_with_its_remedy(story: Story) -> None:
-    """Who looks at Argo CD reads what happened, what to do, and what is still published."""
+def test_a_failure_is_shown_with_its_remedy(story: Story) -> None:
+    """Argo CD shows the message, the remedy, and what is still published."""
     failed = [story.moments[title] for title, shown in TABLE.items() if shown == DEGRADED]
     for body, verdicts in zip(failed, health(failed, FLUX_FINETUNES), strict=True):
         failure = body["status"]["failure"]
@@ -266,8 +266,8 @@ def test_what_failed_is_shown_with_its_remedy(story: Story) -> None:
         assert verdicts["kstatus"].message == failure["message"]
 
 
-def test_what_is_under_way_is_shown_with_what_it_does(story: Story) -> None:
-    """How far it is, and that the model before it is still there."""
+def test_a_running_object_is_shown_with_its_progress(story: Story) -> None:
+    """And with the model that is still published."""
     body = deepcopy(story.moments["published, and a new model is being trained"])
     body["status"] |= {"progress": "45%", "eta": "3m10s"}
     (verdicts,) = health([body], FLUX_FINETUNES)
@@ -289,12 +289,12 @@ SPOILT: dict[str, tuple[Callable[[Json], object], Shown]] = {
     "reconciling too": (lambda body: _set(body, "Reconciling"), PROGRESSING),
     "stalled too": (lambda body: _set(body, "Stalled"), DEGRADED),
 }
-"""What becomes of a published object when somebody else writes its status."""
+"""Statuses of a published object written by other programs."""
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_a_status_that_the_operator_never_writes_is_not_healthy(story: Story, what: str) -> None:
-    """Each part of the checks is needed: without it one of these would be shown as published."""
+def test_an_impossible_status_is_not_healthy(story: Story, what: str) -> None:
+    """Each part of the checks is needed: without it one of these would be healthy."""
     change, shown = SPOILT[what]
     body = deepcopy(story.moments["published"])
     change(body)
@@ -302,8 +302,8 @@ def test_a_status_that_the_operator_never_writes_is_not_healthy(story: Story, wh
     assert _shown(verdicts) == shown
 
 
-def test_an_object_is_unfinished_to_everybody_from_its_first_moment(story: Story) -> None:
-    """The CRD gives it a status, as kstatus takes an object without one for done."""
+def test_a_new_object_is_in_progress_in_every_engine(story: Story) -> None:
+    """The CRD has a default status, as kstatus treats an object without one as current."""
     new = story.first("new", lambda body: True)
     assert new["apiVersion"] == API_VERSION
     assert new["status"]["observedGeneration"] == 0

@@ -1,4 +1,4 @@
-"""A repository's life: a commit is a run, a gate stands before the tag, a revert brings back what was published."""
+"""Commits, gates before a tag, and reverts of a repository."""
 
 import json
 
@@ -21,7 +21,7 @@ SECOND = a_spec(
 
 
 def commit(namespace: Namespace, name: str, spec: Json) -> None:
-    """Apply a manifest as Flux does when a commit arrives."""
+    """Apply a manifest as Flux does after a commit."""
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
     path = f"{namespace.path(PLURAL, name)}?fieldManager=kustomize-controller&force=true"
     namespace.plane.api.patch(path, body, "application/apply-patch+yaml")
@@ -40,14 +40,14 @@ def push(plane: Plane, name: str, revision: str) -> None:
 
 
 def find_their_outputs(plane: Plane, name: str, **facts: str) -> None:
-    """Let train and evaluate find in the workspace what they made before, as the real stages do for a known key."""
+    """Let train and evaluate find existing outputs in the workspace, as the real stages do for a known key."""
     for stage in (Stage.TRAIN, Stage.EVALUATE):
         report = a_report(stage, executed=False, **(facts if stage is Stage.EVALUATE else {}))
         plane.kubelet.behave(name, stage, Ends(message=report))
 
 
-def test_a_revert_publishes_what_was_before_and_trains_nothing(plane: Plane, namespace: Namespace) -> None:
-    """The keys are those of the first commit, so that train and evaluate find their outputs; publish has work to do."""
+def test_a_revert_publishes_the_previous_model_without_training(plane: Plane, namespace: Namespace) -> None:
+    """The keys are those of the first commit, so train and evaluate find their outputs; only publish has work."""
     push(plane, "support", "aaaa")
     commit(namespace, "support", FIRST)
     first = namespace.wait_for("support", "Succeeded")
@@ -76,8 +76,8 @@ def test_a_revert_publishes_what_was_before_and_trains_nothing(plane: Plane, nam
     ]
 
 
-def test_a_revert_before_anything_new_is_published_starts_nothing(plane: Plane, namespace: Namespace) -> None:
-    """A commit that only raised the bar is held; without it the object is what it was, at once."""
+def test_a_revert_before_a_publication_starts_nothing(plane: Plane, namespace: Namespace) -> None:
+    """The reverted commit raised a gate and was held. The object is Ready again at once."""
     commit(namespace, "bar", FIRST)
     first = namespace.wait_for("bar", "Succeeded")
     commit(namespace, "bar", a_spec(**FIRST | {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.95"}]}}))
@@ -89,10 +89,10 @@ def test_a_revert_before_anything_new_is_published_starts_nothing(plane: Plane, 
     assert starts(plane, "bar") == [1, 1, 1, 1]
 
 
-def test_a_revert_competes_with_what_is_published_where_only_the_better_is_promoted(
+def test_a_revert_is_compared_with_the_published_model_if_promote_is_ifbetter(
     plane: Plane, namespace: Namespace
 ) -> None:
-    """With promote IfBetter the newer model stays when it is as good; with Always the revert is published."""
+    """With promote IfBetter the newer model stays if it is as good; with Always the revert is published."""
     schedule = {"schedule": "0 0 1 1 *", "promote": "IfBetter"}
     commit(namespace, "rival", FIRST | {"retrain": schedule})
     namespace.wait_for("rival", "Succeeded")

@@ -1,4 +1,4 @@
-"""The samples for Argo CD, Flux and kustomize, against the engines' own types and a real API server."""
+"""The samples for Argo CD, Flux and kustomize, checked with the engines' types and a real API server."""
 
 import subprocess
 
@@ -18,7 +18,7 @@ def sample(name: str) -> list[Json]:
 
 
 def test_the_engines_know_every_field_of_the_samples() -> None:
-    """Decoded strictly by the engines' own types: a misspelt field would be an error."""
+    """Decoded strictly by the engines' types."""
     names = ["argocd/operator.yaml", "argocd/finetunes.yaml", "flux/operator.yaml", "flux/finetunes.yaml"]
     assert kinds_of(KIT / name for name in names) == [
         "argoproj.io/v1alpha1 Application",
@@ -30,16 +30,16 @@ def test_the_engines_know_every_field_of_the_samples() -> None:
     ]
 
 
-def test_the_settings_of_argo_cd_hold_the_health_check() -> None:
-    """Whoever copies the script and whoever applies the ConfigMap gets the same check."""
+def test_the_settings_of_argo_cd_have_the_health_check() -> None:
+    """The script and the ConfigMap have the same check."""
     (settings,) = sample("argocd/argocd-cm.yaml")
     check = {f"resource.customizations.health.{GROUP}_{KIND}": (KIT / "argocd" / "health.lua").read_text()}
     assert settings["data"] == check
     assert ARGOCD_CM.name == "argocd-cm.yaml"
 
 
-def test_the_chart_renders_the_same_under_argo_cd_each_time() -> None:
-    """It renders without asking the cluster: nothing is random, and no secret thing is in it."""
+def test_the_chart_rendering_under_argo_cd_is_reproducible() -> None:
+    """It renders without cluster lookups, random values and secrets."""
     (application,) = sample("argocd/operator.yaml")
     source = application["spec"]["source"]["helm"]
     rendered = [render(source["releaseName"], **source["valuesObject"]) for _ in range(2)]
@@ -48,8 +48,8 @@ def test_the_chart_renders_the_same_under_argo_cd_each_time() -> None:
     assert not [secret for secret in rendered[0].all("Secret") if secret.get("data")]
 
 
-def test_the_chart_takes_the_values_of_the_flux_sample() -> None:
-    """Its schema refuses what it does not know."""
+def test_the_chart_accepts_the_values_of_the_flux_sample() -> None:
+    """Its schema rejects unknown ones."""
     (_, release) = sample("flux/operator.yaml")
     assert release["spec"]["targetNamespace"] == NAMESPACE
     assert render(release["spec"]["releaseName"], **release["spec"]["values"]).all("Deployment")
@@ -69,8 +69,8 @@ def references(schema: Json, path: str = "spec") -> set[str]:
     return found
 
 
-def test_kustomize_is_told_of_every_field_that_names_a_config_map_or_a_secret() -> None:
-    """A field that it does not know would keep the name that the generated object no longer has."""
+def test_kustomize_has_every_reference_to_config_maps_and_secrets() -> None:
+    """Otherwise a reference would keep the name without the generated suffix."""
     (configuration,) = sample("kustomize/base/names.yaml")
     paths = {item["kind"]: {field["path"] for field in item["fieldSpecs"]} for item in configuration["nameReference"]}
     assert paths["ConfigMap"] | paths["Secret"] == references(object_schema()["properties"]["spec"])
@@ -78,8 +78,8 @@ def test_kustomize_is_told_of_every_field_that_names_a_config_map_or_a_secret() 
     assert paths["ServiceAccount"] == {f"spec/podTemplates/{stage}/serviceAccountName" for stage in STAGES}
 
 
-def test_an_overlay_is_what_a_team_would_have_written(namespace: Namespace) -> None:
-    """The generated name of the tools is where they are named, and the API server takes it all."""
+def test_an_overlay_is_rendered_with_generated_names(namespace: Namespace) -> None:
+    """References to the tools have the generated name, and the API server accepts all objects."""
     kubectl = [namespace.plane.kubectl, "--kubeconfig", namespace.plane.kubeconfig]
     overlay = [*kubectl, "kustomize", KIT / "kustomize" / "team-a"]
     built = subprocess.run(overlay, capture_output=True, text=True, check=True).stdout

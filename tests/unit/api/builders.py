@@ -19,7 +19,7 @@ def a_spec(**parts: Any) -> FineTuneSpec:
 
 
 def an_evaluation(name: str = "exact_match", base: str = "0.1000", tuned: str = "0.9000") -> EvaluationFacts:
-    """Return the judgement of fifty rows by one metric."""
+    """Return an evaluation of fifty rows with one metric."""
     return EvaluationFacts(rows=50, metrics=[MetricFacts(name=name, base=base, tuned=tuned, cases=50)])
 
 
@@ -27,7 +27,7 @@ def fields_of_spec(is_whole: Callable[[str], bool], model: type[ApiModel] = Fine
     """Return the dotted paths of all fields of the spec, down to what is no part of the API with fields of its own.
 
     Args:
-        is_whole: tells which path to return as one field, although it has fields of its own.
+        is_whole: whether to return a path as one field, although it has fields of its own.
         model: of the part at the path.
         path: where to begin.
     """

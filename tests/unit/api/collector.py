@@ -1,4 +1,4 @@
-"""A collector of traces: OTLP over HTTP in, spans out; in the test's own process, or as a program, a line for each."""
+"""An OTLP/HTTP collector of traces, in the test process or as a program that prints a line per span."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True)
 class Span:
-    """A span as it arrived."""
+    """A received span."""
 
     service: str
     name: str
@@ -28,7 +28,7 @@ class Span:
 
 @dataclass
 class Collector:
-    """What has arrived."""
+    """The received spans."""
 
     endpoint: str
     spans: list[Span] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""How gates are decided."""
+"""Evaluation of gates."""
 
 import pytest
 from api.builders import a_spec, an_evaluation
@@ -22,7 +22,7 @@ from tunemill_api.status import EvaluationFacts, FineTuneStatus, MetricFacts, Su
         ({"min": "0.5", "minGainOverBase": "0.5"}, "0.8000", "0.9000", False),
     ],
 )
-def test_a_gate_compares_exactly_at_its_border(gate, base, tuned, holds):
+def test_a_gate_compares_exactly_at_its_threshold(gate, base, tuned, holds):
     """Decimal arithmetic: 0.92 - 0.90 is 0.02, not a little more."""
     the_gate = Gate.model_validate({"metric": "exact_match"} | gate)
     decisions = decide([the_gate], an_evaluation("exact_match", base, tuned))
@@ -41,8 +41,8 @@ def test_a_gate_compares_exactly_at_its_border(gate, base, tuned, holds):
         ({"maxLossVsBase": "0.02"}, "0.9000", "0.0000", True, "hallucinated_tool_rate <= base + 0.02"),
     ],
 )
-def test_of_what_counts_mistakes_less_is_better(gate, base, tuned, holds, text):
-    """Max bounds it from above; a gain is that there are fewer, a loss that there are more."""
+def test_lower_is_better_for_error_metrics(gate, base, tuned, holds, text):
+    """`max` is an upper bound; a gain is a decrease, a loss an increase."""
     the_gate = Gate.model_validate({"metric": "hallucinated_tool_rate"} | gate)
     (decision,) = decide([the_gate], an_evaluation("hallucinated_tool_rate", base, tuned))
     assert (decision.gate, decision.passed) == (text, holds)
@@ -51,8 +51,8 @@ def test_of_what_counts_mistakes_less_is_better(gate, base, tuned, holds, text):
 @pytest.mark.parametrize(
     ("on_failure", "tuned", "draft"), [("Draft", "0.5", True), ("Draft", "0.9", False), ("Hold", "0.5", False)]
 )
-def test_only_what_misses_a_gate_and_is_wished_for_is_a_draft(on_failure, tuned, draft):
-    """The operator and the publish stage decide it by this one rule."""
+def test_a_draft_needs_a_missed_gate_and_the_draft_setting(on_failure, tuned, draft):
+    """The operator and the publish stage use this rule."""
     evaluation = {"gates": [{"metric": "exact_match", "min": "0.9"}], "onGateFailure": on_failure}
     assert is_draft(Evaluation.model_validate(evaluation), an_evaluation("exact_match", "0.1", tuned)) is draft
 
@@ -67,8 +67,8 @@ def test_only_what_misses_a_gate_and_is_wished_for_is_a_draft(on_failure, tuned,
         ({"maxLossVsAdapter": "0.5"}, "", False),
     ],
 )
-def test_a_gate_compares_with_the_adapter_that_training_started_from(gate, adapter, holds):
-    """Without such an adapter nothing is compared, so the gate is not passed."""
+def test_a_gate_compares_with_the_start_adapter(gate, adapter, holds):
+    """Without such an adapter the gate is missed."""
     metric = MetricFacts(name="exact_match", base="0.1000", tuned="0.9000", adapter=adapter, cases=50)
     the_gate = Gate.model_validate({"metric": "exact_match"} | gate)
     (decision,) = decide([the_gate], EvaluationFacts(rows=50, metrics=[metric]))
@@ -76,8 +76,8 @@ def test_a_gate_compares_with_the_adapter_that_training_started_from(gate, adapt
     assert "adapter" in decision.gate
 
 
-def test_a_metric_that_nothing_measured_passes_no_gate():
-    """Without a held-out row that needs no call, abstention is unknown, and the gate says so."""
+def test_an_unmeasured_metric_passes_no_gate():
+    """Without a held-out row that expects no call, abstention is unknown, and the reason says so."""
     gate = Gate.model_validate({"metric": "abstention_accuracy", "min": "0"})
     (decision,) = decide([gate], an_evaluation("exact_match"))
     assert not decision.passed
@@ -97,7 +97,7 @@ def test_a_metric_that_nothing_measured_passes_no_gate():
     ],
 )
 def test_a_gate_on_a_suite_follows_its_judge(judge, gate, base, tuned, holds, text):
-    """For the loss, lower is better: what a gate allows is an increase."""
+    """For the loss, lower is better: the gate bounds an increase."""
     suite = SuiteFacts(name="own", judge=judge, base=base, tuned=tuned, difference="", rows=20, cases=22)
     evaluation = EvaluationFacts(rows=10, metrics=[], suites=[suite])
     (decision,) = decide([Gate.model_validate({"suite": "own"} | gate)], evaluation)
@@ -105,15 +105,15 @@ def test_a_gate_on_a_suite_follows_its_judge(judge, gate, base, tuned, holds, te
     assert decision.message == f"base {base}, tuned {tuned}, 22 cases"
 
 
-def test_a_suite_that_was_not_evaluated_passes_no_gate():
-    """A profile's defaults can have a gate on a suite that the object does not have."""
+def test_an_unevaluated_suite_passes_no_gate():
+    """The defaults of a profile may have a gate on a suite that the object lacks."""
     (decision,) = decide([Gate.model_validate({"suite": "own", "min": "0"})], an_evaluation("exact_match"))
     assert not decision.passed
     assert "spec.evaluation.suites has no own" in decision.message
 
 
 def test_a_status_has_room_for_the_decisions_on_all_gates():
-    """As many gates as a spec may have, each with as many conditions as a gate may have."""
+    """With the maximum number of gates and of conditions per gate."""
     most = 16
     with pytest.raises(ValidationError):
         Evaluation.model_validate({"gates": [{"metric": "exact_match", "min": "1"}] * (most + 1)})
@@ -122,8 +122,8 @@ def test_a_status_has_room_for_the_decisions_on_all_gates():
     assert len(FineTuneStatus(gates=decide(gates, an_evaluation())).gates) == 3 * most
 
 
-def test_without_gates_everything_passes():
-    """An empty list of gates asks for nothing."""
+def test_without_gates_every_model_passes():
+    """The list of gates is empty."""
     assert passed(decide([], an_evaluation()))
 
 
@@ -138,7 +138,7 @@ def test_without_gates_everything_passes():
     ],
 )
 def test_only_more_exact_matches_than_the_published_model_are_better(promote, tuned, published, stays):
-    """As much is not more; where nothing was compared, the gates decide alone."""
+    """An equal number is not better. Without a comparison only the gates decide."""
     exact = MetricFacts(name="exact_match", base="0.1", tuned=tuned, published=published, cases=10)
     spec = a_spec(retrain={"schedule": "0 2 * * 0", "promote": promote})
     why = is_not_better(spec, EvaluationFacts(rows=10, metrics=[exact]))

@@ -1,4 +1,4 @@
-"""What changes the keys and inputs of stages, and what must not."""
+"""Which changes affect the keys and inputs of stages."""
 
 import pytest
 from api.builders import a_spec, fields_of_spec
@@ -39,7 +39,7 @@ def chain(spec, resolved=RESOLVED):
     ],
 )
 def test_an_edit_changes_the_key_of_its_stage_and_of_all_later_ones(change, first_changed):
-    """One edit re-runs everything after it and nothing before it."""
+    """Keys of earlier stages stay."""
     before, after = chain(a_spec()), chain(a_spec(**change))
     assert [old == new for old, new in zip(before, after, strict=True)] == [at < first_changed for at in range(4)]
 
@@ -63,13 +63,13 @@ def test_an_edit_changes_the_key_of_its_stage_and_of_all_later_ones(change, firs
         {"workspace": {"uri": "s3://other/place"}},
     ],
 )
-def test_what_changes_no_output_changes_no_key(change):
-    """Where things lie, who may read them and how a stage runs are no part of what it makes."""
+def test_fields_that_do_not_affect_outputs_do_not_change_keys(change):
+    """For example locations, credentials and resources."""
     assert chain(a_spec(**change)) == chain(a_spec())
 
 
-def test_what_a_trainer_image_of_ones_own_makes_has_keys_of_its_own():
-    """Nobody takes it for what the platform's image makes of the same inputs, at any stage."""
+def test_a_custom_trainer_image_has_separate_keys():
+    """Its outputs are not mistaken for those of the default image, at any stage."""
     ours, own, other = (a_spec(compute={"trainerImage": image}) for image in ("", "acme/own:1", "acme/own:2"))
     assert chain(ours) == chain(a_spec())
     assert not set(chain(ours)) & set(chain(own))
@@ -78,28 +78,28 @@ def test_what_a_trainer_image_of_ones_own_makes_has_keys_of_its_own():
     assert keys.base_evaluation_key("0123", own) != keys.base_evaluation_key("0123", ours)
 
 
-def test_an_edit_of_the_trainer_image_repeats_nothing():
-    """What has begun keeps its key, as its inputs are the same."""
+def test_an_edit_of_the_trainer_image_changes_no_key():
+    """A started stage keeps its key, as its inputs are the same."""
     own = a_spec(compute={"trainerImage": "acme/own:1"})
     assert keys.prepare_inputs(own) == keys.prepare_inputs(a_spec())
     assert keys.train_inputs("0123", "4567", own) == keys.train_inputs("0123", "4567", a_spec())
 
 
-def test_other_files_under_the_same_commit_change_every_key():
-    """A commit is what a server says; the key holds what the files are."""
+def test_different_files_at_the_same_commit_change_every_key():
+    """A server may serve other files for a commit, so the key contains the digests of the files."""
     seen, poisoned = ({**RESOLVED, "baseModelFiles": digest} for digest in ("d4d4", "d5d5"))
     assert not set(chain(a_spec(), seen)) & set(chain(a_spec(), poisoned))
 
 
-def test_other_weights_of_the_adapter_to_start_from_change_every_key():
-    """Its commit and its files are in the key of prepare, so the next release starts a new training."""
+def test_different_weights_of_the_start_adapter_change_every_key():
+    """Its commit and files are in the key of prepare, so its next release starts a new training."""
     spec = a_spec(baseModel={"id": "google/gemma-2-2b-it", "adapter": {"id": "acme/week-1"}})
     seen, other = ({**RESOLVED, "adapter": "c0ffee", "adapterFiles": digest} for digest in ("d4d4", "d5d5"))
     assert not set(chain(spec, seen)) & set(chain(spec, other))
 
 
-def test_a_draft_has_a_key_of_its_own_that_follows_its_gates():
-    """Its card names them. Branch and tag are those of the publication that it is not."""
+def test_a_draft_has_a_separate_key_that_depends_on_its_gates():
+    """Its card lists them. Branch and tag of the publication are not part of the key."""
 
     def draft_key(**change):
         return keys.publish_key("0123", a_spec(evaluation={"gates": [{"metric": "exact_match", **change}]}), draft=True)
@@ -110,8 +110,8 @@ def test_a_draft_has_a_key_of_its_own_that_follows_its_gates():
     assert keys.publish_key("0123", tagged, draft=True) == keys.publish_key("0123", a_spec(), draft=True)
 
 
-def test_the_published_model_beside_a_new_one_is_in_its_judgement_alone():
-    """It changes the figures of a run that is compared, and nothing where nothing is."""
+def test_a_published_model_to_compare_with_affects_only_the_evaluate_key():
+    """Without a comparison the key stays."""
     rival, none = Rival(of="0123", prepare="4567", train="89ab"), Rival(of="0123")
     assert keys.evaluate_key("0123", a_spec(), rival) != keys.evaluate_key("0123", a_spec())
     assert keys.evaluate_key("0123", a_spec(), none) == keys.evaluate_key("0123", a_spec())
@@ -126,8 +126,8 @@ def with_suites(*suites):
     return a_spec(evaluation={"suites": [*suites]})
 
 
-def test_a_suite_is_read_and_evaluated_and_trains_nothing():
-    """It changes the inputs of prepare, which reads it, and those of evaluate; train has the inputs of before."""
+def test_adding_a_suite_reruns_prepare_and_evaluate_but_not_train():
+    """It changes the inputs of prepare and evaluate, but not those of train."""
     plain, suite = a_spec(), with_suites(CHAT)
     assert keys.prepare_inputs(suite) != keys.prepare_inputs(plain)
     assert keys.data_inputs(suite) == keys.data_inputs(plain) == keys.prepare_inputs(plain)
@@ -141,20 +141,20 @@ def test_a_suite_is_read_and_evaluated_and_trains_nothing():
     "change",
     [{"uri": "s3://other/new.jsonl"}, {"format": "OpenAI"}, {"judge": "Calls"}, {"name": "talk"}],
 )
-def test_every_field_of_a_suite_reads_it_again(change):
-    """The operator cannot know whether other rows are behind it."""
+def test_every_field_of_a_suite_changes_its_key(change):
+    """A changed field may select other rows."""
     assert keys.prepare_inputs(with_suites(CHAT | change)) != keys.prepare_inputs(with_suites(CHAT))
 
 
-def test_the_order_of_suites_changes_nothing():
-    """A list that a tool sorts asks for nothing."""
+def test_the_order_of_suites_changes_no_key():
+    """A tool may sort the list."""
     assert keys.prepare_inputs(with_suites(CHAT, OWN)) == keys.prepare_inputs(with_suites(OWN, CHAT))
     facts = [SuiteDataFacts(name=name, key="0123", rows=1) for name in ("chat", "own")]
     assert keys.evaluate_key("89ab", a_spec(), suites=facts) == keys.evaluate_key("89ab", a_spec(), suites=facts[::-1])
 
 
-def test_the_rows_of_a_suite_are_known_by_their_content_and_by_the_rows_that_are_trained_on():
-    """Neither its name nor its place is in the key; the judge is, because prepare checks the rows for it."""
+def test_the_key_of_suite_rows_depends_on_their_content_and_the_training_rows():
+    """Its name and location are not in the key. The judge is, because prepare checks the rows for it."""
 
     def key(prepared="0123", digest="d1", **change):
         return keys.suite_key(prepared, a_spec(), Suite(**CHAT | change), digest)
@@ -165,18 +165,18 @@ def test_the_rows_of_a_suite_are_known_by_their_content_and_by_the_rows_that_are
 
 
 def test_new_data_under_the_same_name_changes_every_key():
-    """The keys hold the content of the data, not its name."""
+    """The keys contain the digest of the data, not its name."""
     before, after = chain(a_spec()), chain(a_spec(), {**RESOLVED, "dataset": "d2d2"})
     assert not set(before) & set(after)
 
 
-def test_other_tools_change_every_key():
-    """As with the data, the content counts."""
+def test_different_tools_change_every_key():
+    """By their content."""
     assert not set(chain(a_spec())) & set(chain(a_spec(), {**RESOLVED, "tools": "d3d3"}))
 
 
-def test_prepare_is_asked_for_anew_when_a_name_changes_or_somebody_requests_it():
-    """Another source, workspace or request gives other inputs before the data is known."""
+def test_prepare_runs_again_after_a_changed_name_or_a_request():
+    """Another source, workspace or request gives other inputs before the data is read."""
     found = {
         keys.prepare_inputs(a_spec()),
         keys.prepare_inputs(a_spec(), "2026-11-21T10:00:00Z"),
@@ -187,8 +187,8 @@ def test_prepare_is_asked_for_anew_when_a_name_changes_or_somebody_requests_it()
     assert len(found) == 5
 
 
-def test_prepare_is_not_asked_for_anew_with_other_credentials():
-    """A new Secret name alone asks for nothing that was already done."""
+def test_prepare_does_not_run_again_for_changed_credentials():
+    """A new Secret name does not affect outputs."""
     with_secret = a_spec(
         dataset={"uri": "s3://team-a-data/support/calls.jsonl", "credentialsSecretRef": {"name": "s3"}},
     )
@@ -288,7 +288,7 @@ CHANGE_NO_OUTPUT = {
     "workspace.region": "says how a bucket is reached; its name is unique",
     "workspace.keepRuns": "says how long outputs are kept",
     "training.preference.method": "in the form; DPO is its only value",
-    "training.checkpoint": "a training that goes on from a checkpoint ends as one that was not interrupted",
+    "training.checkpoint": "a training resumed from a checkpoint has the result of an uninterrupted one",
     "evaluation.onGateFailure": "says what becomes of an evaluation",
     "compute": "where pods run and what they get; a trainer image of the user's own is in keys, not in inputs",
     "podTemplates": "where pods run and what they get",
@@ -308,8 +308,8 @@ def leaves():
     return fields_of_spec(lambda path: path in IN_FORMS or path in CHANGE_NO_OUTPUT or path.endswith("configMapKeyRef"))
 
 
-def test_every_field_of_the_spec_is_in_a_form_or_declared_to_change_no_output():
-    """Whoever adds a field decides: it goes into a canonical form, or into the list with a reason."""
+def test_every_spec_field_is_in_a_canonical_form_or_declared_irrelevant_to_outputs():
+    """A new field has to be added to a canonical form, or to the list with a reason."""
     undecided = {path for path in leaves() if path not in IN_FORMS and path not in CHANGE_NO_OUTPUT}
     assert not undecided, f"add them to a form of keys.py, or to CHANGE_NO_OUTPUT: {sorted(undecided)}"
     assert not set(IN_FORMS) - set(leaves()), "these fields are gone"
@@ -324,8 +324,8 @@ def hashes(spec):
 
 
 @pytest.mark.parametrize("path", IN_FORMS)
-def test_a_field_that_is_in_a_form_changes_inputs(path):
-    """Another value asks for something else; proven for every field, the settings of each method included."""
+def test_a_field_in_a_canonical_form_changes_the_inputs(path):
+    """For every field, including the settings of each method."""
     method = {"lora": "LoRA", "adalora": "AdaLoRA", "ia3": "IA3"}.get(path.split(".")[1] if "." in path else "")
     settings: dict[str, dict] = {"adapter": {"method": method}} if method else {}
     if path.startswith("baseModel.adapter."):
@@ -363,8 +363,8 @@ FROZEN = {
 }
 
 
-def test_the_forms_are_frozen(monkeypatch):
-    """These hashes are in the status of objects and name folders in workspaces: they stay the same for ever."""
+def test_the_canonical_forms_are_frozen(monkeypatch):
+    """These hashes are in the status of objects and in the names of folders in workspaces: they must never change."""
     monkeypatch.setattr(keys, "RECIPES", dict.fromkeys(keys.RECIPES, 1))
     other = a_spec(
         training={"epochs": 3, "learningRate": "3e-4"},
@@ -379,16 +379,16 @@ def test_the_forms_are_frozen(monkeypatch):
     assert {"smallest": [*hashes(smallest)], "other": [*hashes(other)]} == FROZEN
 
 
-def test_the_defaults_that_no_crd_writes_are_those_of_the_forms():
-    """What a profile can preset has no default in the CRD, so that another default would change what objects mean."""
+def test_defaults_missing_from_the_crd_are_those_of_the_canonical_forms():
+    """Fields of profiles have no default in the CRD, so a changed default would change existing objects."""
     spec = a_spec()
     assert set(keys._sources(spec, "")) == {"uri", "workspace"}
     assert set(keys._publication(spec, draft=False)) == {"repository"}
     assert keys._publication(spec, draft=True)["draft"] == ("exact_match gain=0",)
 
 
-def test_inputs_do_not_change_with_a_recipe_and_keys_do(monkeypatch):
-    """A recorded stage stays valid by its inputs. A new output gets another name than that of the old recipe."""
+def test_a_new_recipe_changes_keys_but_not_inputs(monkeypatch):
+    """A recorded stage stays valid by its inputs. Outputs of the new recipe have another name."""
     inputs, names = hashes(a_spec())[:2], chain(a_spec())
     monkeypatch.setattr(keys, "RECIPES", {stage: number + 1 for stage, number in keys.RECIPES.items()})
     assert hashes(a_spec())[:2] == inputs

@@ -1,4 +1,4 @@
-"""What strangers write is shown and not obeyed."""
+"""Untrusted text is escaped before it is shown."""
 
 import json
 
@@ -12,8 +12,8 @@ from tunemill_api.status import TrainerStatus
 @pytest.mark.parametrize(
     "harmless", ["", "loss 0.5", "Größe: 3 €", "日本語　テキスト", "a\u00a0b", "{'a': \"b\"}", "\U0001f600"]
 )
-def test_texts_for_people_stay_as_they_are(harmless):
-    """Of any language, with its spaces and symbols."""
+def test_readable_text_is_unchanged(harmless):
+    """In any language, with spaces and symbols."""
     assert plain(harmless) == harmless
 
 
@@ -30,26 +30,26 @@ def test_texts_for_people_stay_as_they_are(harmless):
         ("\x00\x7f", r"\u0000\u007f"),
     ],
 )
-def test_what_would_be_obeyed_is_shown_as_json_writes_it(text, shown):
-    """Line ends, escape sequences, direction marks, invisible letters, halves of characters."""
+def test_control_characters_are_escaped_as_in_json(text, shown):
+    """Line ends, escape sequences, direction marks, invisible characters, lone surrogates."""
     assert plain(text) == shown
     assert plain(shown) == shown
 
 
-def test_characters_may_be_kept():
-    """A log has lines."""
+def test_listed_characters_can_be_kept():
+    """For example the line ends of a log."""
     assert plain("a\n\tb\x1b", keep="\n\t") == "a\n\tb\\u001b"
 
 
-def test_every_text_of_what_a_pod_says_is_plain_however_it_wrote_it():
-    """Escaped in its JSON or not, in names and values, at any depth."""
+def test_every_text_in_a_pod_report_is_escaped():
+    """In names and values, at any depth, also if escaped in the JSON."""
     for metric in ('{"name": "a\\u001b[0m", "value": "\\n1"}', '{"name": "a\u202e", "value": "1\u0085"}'):
         status = parsed(TrainerStatus, f'{{"metrics": [{metric}]}}')
         assert all(plain(text) == text for item in status.metrics for text in (item.name, item.value))
         assert "\\u" in status.metrics[0].name
 
 
-def test_what_is_not_hostile_is_not_changed():
+def test_a_harmless_report_is_unchanged():
     """A path with a backslash is not escaped twice."""
     report = StageReport.model_validate(
         {
@@ -65,7 +65,7 @@ def test_what_is_not_hostile_is_not_changed():
 @pytest.mark.parametrize(
     "text", ["{", "[" * 4000, json.dumps({"metrics": [{"name": "x" * 65, "value": ""}]}), "\ufffd"]
 )
-def test_what_is_none_of_it_is_refused(text):
-    """As pydantic says it."""
+def test_an_unexpected_type_is_rejected(text):
+    """With a validation error of pydantic."""
     with pytest.raises(ValidationError):
         parsed(TrainerStatus, text)

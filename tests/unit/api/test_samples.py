@@ -1,4 +1,4 @@
-"""The manifests that users copy: each must be what the API accepts."""
+"""The samples that users copy are valid."""
 
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ def sample(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sample_is_what_the_models_read(name):
-    """No misspelt field, no value out of bounds: the models refuse what they do not know."""
+def test_a_sample_is_valid_for_the_pydantic_models(name):
+    """The models reject unknown fields and values out of bounds."""
     manifest = sample(name)
     assert (manifest["apiVersion"], manifest["kind"]) == (API_VERSION, KIND)
     assert len(manifest["metadata"]["name"]) <= NAME_LENGTH
@@ -36,13 +36,13 @@ def crd() -> OAS30Validator:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sample_is_what_the_api_server_accepts(crd, name):
-    """The schema of the CRD holds for the sample as the user applies it."""
+def test_a_sample_is_valid_for_the_crd_schema(crd, name):
+    """As applied by a user."""
     crd.validate(sample(name))
 
 
 def test_the_smallest_sample_has_the_required_fields_and_nothing_else():
-    """The least that is possible stays on one slide: leaving out any field makes it invalid."""
+    """Removing any field makes it invalid."""
     spec = sample("smallest.yaml")["spec"]
     assert {part: list(fields) for part, fields in spec.items()} == {
         "baseModel": ["id"],
@@ -54,8 +54,8 @@ def test_the_smallest_sample_has_the_required_fields_and_nothing_else():
             FineTuneSpec.model_validate({name: fields for name, fields in spec.items() if name != part})
 
 
-def test_the_demo_speaks_to_the_local_services_only_and_needs_no_gpu():
-    """`make demo` must work without an account anywhere."""
+def test_the_demo_uses_only_local_services_and_no_gpu():
+    """`make demo` works without any account."""
     spec = FineTuneSpec.model_validate(sample("demo.yaml")["spec"])
     endpoints = {spec.hub.endpoint, spec.dataset.endpoint, effective_workspace(spec).endpoint}
     assert all(endpoint.split("//")[1].split(":")[0].endswith(".tunemill-dev") for endpoint in endpoints)
@@ -63,8 +63,8 @@ def test_the_demo_speaks_to_the_local_services_only_and_needs_no_gpu():
     assert spec.publish.private
 
 
-def test_the_agents_course_sample_is_its_recipe():
-    """The figures of the course's notebook, by which its readers recognise it."""
+def test_the_agents_course_sample_matches_its_recipe():
+    """With the hyperparameters of the course's notebook."""
     spec = FineTuneSpec.model_validate(sample("agents-course.yaml")["spec"])
     lora, training = spec.adapter.lora, spec.training
     assert (lora.rank, lora.alpha, lora.dropout) == (16, 64, "0.05")
@@ -72,8 +72,8 @@ def test_the_agents_course_sample_is_its_recipe():
     assert (training.epochs, training.max_length, spec.tokenizer.mode) == (1, 1500, "Extend")
 
 
-def test_the_functiongemma_sample_is_its_recipe():
-    """The figures of Google's guide, by which its readers recognise it."""
+def test_the_functiongemma_sample_matches_its_recipe():
+    """With the hyperparameters of Google's guide."""
     spec = FineTuneSpec.model_validate(sample("functiongemma.yaml")["spec"])
     training = spec.training
     assert (spec.base_model.id, spec.adapter.method) == ("google/functiongemma-270m-it", "Full")

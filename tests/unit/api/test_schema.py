@@ -1,4 +1,4 @@
-"""The generated CRD: what it accepts, what it refuses, and that it is up to date."""
+"""The generated CRD: accepted and rejected objects, and that it is up to date."""
 
 import json
 from decimal import Decimal
@@ -34,13 +34,13 @@ def test_generated_files_are_up_to_date():
 
 
 def test_the_schema_accepts_what_the_model_accepts():
-    """A spec with every default satisfies the schema that users' objects are checked against."""
+    """A spec with every default is valid for the schema."""
     whole = a_spec().model_dump(mode="json", by_alias=True, exclude_none=True)
     OAS30Validator(structural_schema(FineTuneSpec)).validate(whole)
 
 
 def test_every_field_is_described():
-    """`kubectl explain` has a sentence for every field."""
+    """`kubectl explain` shows a description for every field."""
 
     def undescribed(schema, path):
         for name, child in schema.get("properties", {}).items():
@@ -54,8 +54,8 @@ def test_every_field_is_described():
     assert [*undescribed(properties["spec"], "spec"), *undescribed(properties["status"], "status")] == []
 
 
-def test_a_union_is_refused():
-    """What Kubernetes could not express fails when it is generated, not when it is installed."""
+def test_a_union_is_rejected():
+    """A type that structural schemas cannot express fails the generation, not the installation."""
 
     class Ambiguous(BaseModel):
         value: int | list[int]
@@ -64,20 +64,20 @@ def test_a_union_is_refused():
         structural_schema(Ambiguous)
 
 
-def test_an_unknown_field_is_refused_by_its_path():
-    """A typo in a manifest names itself."""
+def test_an_unknown_field_is_rejected_with_its_path():
+    """A typo in a manifest is named."""
     with pytest.raises(ValidationError, match="learningrate"):
         a_spec(training={"learningrate": "1e-4"})
 
 
 def test_every_reason_has_a_remedy():
-    """No failure leaves the user without a next step."""
+    """Every failure has a next step for the user."""
     assert set(FAILURES) == set(Reason)
     assert all(failure.remedy.endswith(".") for failure in FAILURES.values())
 
 
 def test_the_results_of_all_suites_fit_into_a_termination_message():
-    """Train and evaluate share one message; nothing is left out but URIs."""
+    """Train and evaluate share one message; only URIs are omitted."""
     moment = "2026-11-21T10:00:00Z"
     metrics = [
         MetricFacts(name=metric, base="0.1234", tuned="0.1234", published="0.1234", cases=10**6) for metric in Metric
@@ -100,7 +100,7 @@ def test_the_results_of_all_suites_fit_into_a_termination_message():
 
 
 def test_a_long_report_still_fits_into_a_termination_message():
-    """The kubelet cuts at 4096 bytes; the report shortens its message instead of losing its end."""
+    """The kubelet truncates at 4096 bytes, so the report shortens its message."""
     moment = "2026-11-21T10:00:00Z"
     failure = failure_of(Reason.DATASET_MALFORMED, "ä" * 9000)
     report = StageReport(stage=Stage.PREPARE, started_at=moment, finished_at=moment, failure=failure)
@@ -124,14 +124,14 @@ def test_a_long_report_still_fits_into_a_termination_message():
     ],
 )
 def test_durations(text, seconds):
-    """A duration is read as Go writes it, with days, and rounded up."""
+    """Durations of Go, with days in addition, are rounded up."""
     assert duration_seconds(text) == seconds
     assert a_spec(maxRuntime=text).max_runtime == text
 
 
 @pytest.mark.parametrize("text", ["", "soon", "8", "-1h", "1.h", "1w", "h", "1h 30m"])
-def test_what_is_no_duration_is_refused(text):
-    """Not taken for zero."""
+def test_invalid_durations_are_rejected(text):
+    """They are not read as zero."""
     with pytest.raises(ValidationError, match="maxRuntime"):
         a_spec(maxRuntime=text)
 
@@ -149,7 +149,7 @@ def test_what_is_no_duration_is_refused(text):
     ],
 )
 def test_quantities(text, value):
-    """A quantity is read as Kubernetes writes it."""
+    """Quantities of Kubernetes are parsed."""
     assert quantity_value(text) == Decimal(value)
 
 
@@ -184,21 +184,21 @@ BAD_TEMPLATES = [
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "publish"])
 @pytest.mark.parametrize(("template", "words"), BAD_TEMPLATES)
-def test_a_wrong_field_of_a_pod_template_is_refused_with_its_path(stage, template, words):
-    """For objects that came past the CRD's own rules, and for presets of profiles; each stage is held to the same."""
+def test_an_invalid_pod_template_field_is_rejected_with_its_path(stage, template, words):
+    """For objects older than the CRD's rules, and for defaults of profiles; at each stage."""
     with pytest.raises(ValidationError, match=rf"(?s)podTemplates\.{stage}\..*") as refused:
         a_spec(podTemplates={stage: template})
     assert words in str(refused.value)
 
 
-def test_no_part_of_a_template_keeps_fields_that_nobody_knows():
-    """Typed in full, in both kinds: a typo is refused at `kubectl apply`, not dropped or handed on."""
+def test_no_part_of_a_pod_template_preserves_unknown_fields():
+    """Both kinds are fully typed: a typo is rejected at `kubectl apply`, neither dropped nor passed on."""
     for schema in (object_schema(), profile_schema()):
         assert "x-kubernetes-preserve-unknown-fields" not in json.dumps(schema["properties"]["spec"])
 
 
-def test_the_settings_of_no_method_are_written_by_the_api_server():
-    """A LoRA block in an object with method Full would say what is not done; each block belongs to its method."""
+def test_the_api_server_adds_no_settings_of_an_unselected_method():
+    """A defaulted LoRA block in an object with method Full would be misleading."""
     adapter = object_schema()["properties"]["spec"]["properties"]["adapter"]
     assert all("default" not in adapter["properties"][name] for name in ("lora", "adalora", "ia3"))
     messages = [rule["message"] for rule in adapter["x-kubernetes-validations"]]
@@ -209,7 +209,7 @@ def test_the_settings_of_no_method_are_written_by_the_api_server():
     ]
 
 
-def test_more_gpus_and_nodes_than_the_trainer_uses_are_refused():
+def test_more_gpus_or_nodes_than_the_trainer_supports_are_rejected():
     """In both kinds."""
     for schema in (
         object_schema()["properties"]["spec"],
@@ -220,7 +220,7 @@ def test_more_gpus_and_nodes_than_the_trainer_uses_are_refused():
         assert (compute["nodes"]["minimum"], compute["nodes"]["maximum"]) == (1, MAX_NODES)
 
 
-def test_a_definition_fits_into_the_annotation_of_kubectl_apply():
+def test_a_crd_fits_into_the_last_applied_configuration_annotation():
     """It has 256 KiB for all of them together."""
     for definition in (custom_resource_definition(), profile_resource_definition()):
         assert len(json.dumps(definition)) < 200 * 1024

@@ -1,4 +1,4 @@
-"""No two namespaces have the same place for their outputs, whatever their users write."""
+"""No two namespaces share a folder for outputs, whatever their users write."""
 
 import pytest
 from api.builders import a_spec
@@ -18,15 +18,15 @@ from tunemill_api.finetune import workspace_of
         ("s3://acme/{namespace}/../team-b/", "s3://acme/team-a/../team-b/team-a/"),
     ],
 )
-def test_the_namespace_is_a_folder_of_every_place(uri: str, place: str) -> None:
-    """Where the placeholder stands as a whole folder, else as the last one."""
+def test_every_workspace_has_a_folder_per_namespace(uri: str, place: str) -> None:
+    """At the placeholder, else as the last folder."""
     spec = a_spec(dataset={"uri": "s3://team-a-data/calls.jsonl"}, workspace={"uri": uri})
     assert workspace_of(spec, "team-a").uri == place
     assert workspace_of(spec, "team-b").uri != place
 
 
-def test_a_workspace_beside_the_data_keeps_the_datas_server() -> None:
-    """Endpoint, region and credentials are those that hold for it without the namespace."""
+def test_a_default_workspace_uses_the_endpoint_of_the_dataset() -> None:
+    """Endpoint, region and credentials are those of the dataset."""
     data = {"uri": "s3://team-a-data/calls.jsonl", "endpoint": "https://s3.acme.com", "region": "eu"}
     place = workspace_of(a_spec(dataset=data | {"credentialsSecretRef": {"name": "s3"}}), "team-a")
     assert place.credentials_secret_ref is not None

@@ -1,4 +1,4 @@
-"""The chart in a real API server: a cluster as its administrator sees it, and the operator as its pod would run."""
+"""The chart in a real API server, with the operator run as its pod would run it."""
 
 import json
 import os
@@ -37,19 +37,19 @@ class Cluster:
     program: Path
 
     def kubectl(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run kubectl, whatever its outcome."""
+        """Run kubectl, and return its result whatever its exit code."""
         command = [str(self.program), "--kubeconfig", str(self.kubeconfig), *arguments]
         return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
     def get(self, *arguments: str) -> dict[str, Any]:
-        """Return an object that must be there."""
+        """Return an existing object."""
         done = self.kubectl("get", *arguments, "--output=json")
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
     def has(self, *arguments: str) -> bool:
-        """Tell whether an object is there."""
+        """Return whether an object exists."""
         done = self.kubectl("get", *arguments)
         assert done.returncode == 0 or "not found" in done.stderr.lower(), done.stderr
         return done.returncode == 0
@@ -71,7 +71,7 @@ class Cluster:
         self.wait("crd", name, "--for=condition=Established")
 
     def may(self, user: str, *what: str) -> bool:
-        """Ask the API server whether a user may do something."""
+        """Return whether a user has a permission, by asking the API server."""
         return self.kubectl("auth", "can-i", *what, f"--as={user}").stdout.strip() == "yes"
 
     def helm(self, *arguments: str, **values: Any) -> str:
@@ -92,7 +92,7 @@ class Cluster:
 
 @contextmanager
 def an_operator(cluster: Cluster, folder: Path, deployment: dict[str, Any], pod: str) -> Iterator[Path]:
-    """Run the operator as that pod of the Deployment would, with its token and flags; yields its log, and stops it."""
+    """Run the operator with the token and flags of the Deployment's pod; yields its log, and stops it."""
     template = deployment["spec"]["template"]["spec"]
     folder.mkdir(exist_ok=True)
     kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text())

@@ -18,7 +18,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rendered:
-    """The objects that a set of values makes."""
+    """The objects rendered with a set of values."""
 
     objects: tuple[Object, ...]
 
@@ -52,7 +52,7 @@ class Rendered:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that the operator is given as they are."""
+        """The literal environment variables of the operator."""
         return {item["name"]: item["value"] for item in self.container["env"] if "value" in item}
 
     def rules_of_operator(self) -> list[tuple[str, str, Object]]:
@@ -74,7 +74,7 @@ def render(release: str = RELEASE, **values: Any) -> Rendered:
 
 
 def refusal(values: Object) -> str:
-    """Return what Helm says against these values."""
+    """Return the error of Helm for these values."""
     done = helm("template", RELEASE, str(CHART), values=values)
     assert done.returncode != 0, f"Helm accepted {values}"
     return done.stderr

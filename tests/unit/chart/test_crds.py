@@ -11,7 +11,7 @@ FILES = [REPOSITORY / "crds" / f"{GROUP}_{plural}.yaml" for plural in (PROFILE_P
 
 
 def test_the_chart_installs_the_generated_crds() -> None:
-    """Not a number or a rule of the schemas changes on its way through the template."""
+    """The template changes nothing in the schemas."""
     rendered = render().all("CustomResourceDefinition")
     generated = [yaml.safe_load(file.read_text()) for file in FILES]
     assert [(crd["metadata"]["name"], crd["spec"]) for crd in rendered] == [
@@ -24,12 +24,12 @@ def test_the_chart_installs_the_generated_crds() -> None:
     [({}, "keep"), ({"keep": True}, "keep"), ({"keep": False}, None)],
     ids=["default", "keep", "not"],
 )
-def test_the_crds_outlive_the_release_unless_told_otherwise(crds: dict[str, Any], policy: str | None) -> None:
-    """Deleting a CRD deletes all of its objects, so that has to be asked for."""
+def test_the_crds_are_kept_on_uninstall_unless_disabled(crds: dict[str, Any], policy: str | None) -> None:
+    """Deleting a CRD deletes all of its objects."""
     for crd in render(crds=crds).all("CustomResourceDefinition"):
         assert crd["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == policy
 
 
-def test_the_crds_can_be_left_to_somebody_else() -> None:
-    """A second release in the cluster, or an installer without the right to make CRDs."""
+def test_the_crds_can_be_installed_separately() -> None:
+    """For a second release in the cluster, or without permission to create CRDs."""
     assert render(crds={"enabled": False}).all("CustomResourceDefinition") == []

@@ -1,4 +1,4 @@
-"""The Grafana dashboard and the alerts ask for metrics that there are."""
+"""The Grafana dashboard and the alerts query existing metrics."""
 
 import json
 import re
@@ -17,7 +17,7 @@ NAME = re.compile(r"\b[a-z][a-z0-9_]*_[a-z0-9_]+\b(?=\{)")
 
 
 def series() -> dict[str, set[str]]:
-    """Return the name of every series that the operator has, with the labels of its own."""
+    """Return the name of every series of the operator, with its own labels."""
     metrics = Metrics("", "")
     metrics.queue.observe(lambda: 0, list, 1)
     metrics.observe_phases(list)
@@ -45,7 +45,7 @@ def of_alerts() -> list[str]:
     return [rule["expr"] for rule in group["rules"]]
 
 
-def test_every_query_is_about_metrics_and_labels_of_the_operator() -> None:
+def test_every_query_uses_metrics_and_labels_of_the_operator() -> None:
     """A renamed metric or label would leave an empty panel, or an alert that never fires."""
     known = series()
     of_target = {"job", "namespace", "pod"}
@@ -60,15 +60,15 @@ def test_every_query_is_about_metrics_and_labels_of_the_operator() -> None:
         assert matched | grouped <= labels, query
 
 
-def test_every_query_is_about_this_installation() -> None:
-    """Other controllers have metrics of the same names."""
+def test_every_query_is_limited_to_this_installation() -> None:
+    """Other controllers have metrics with the same names."""
     for query in of_dashboard():
         assert query.count('{job="$job"') == query.count("{"), query
     for query in of_alerts():
         assert query.count('{namespace="tunemill-system", job="tunemill-metrics"') == query.count("{"), query
 
 
-def test_panels_lie_beside_each_other_and_have_names_of_their_own() -> None:
+def test_panels_do_not_overlap_and_have_unique_names() -> None:
     """Grafana shows the dashboard as it is."""
     (config,) = (found for found in render(metrics=WATCHED).all("ConfigMap"))
     assert config["metadata"]["labels"]["found_by"] == "me"
@@ -86,8 +86,8 @@ def test_panels_lie_beside_each_other_and_have_names_of_their_own() -> None:
         taken |= cells
 
 
-def test_every_alert_says_how_bad_it_is_and_what_it_means() -> None:
-    """Whoever is woken reads the summary first."""
+def test_every_alert_has_a_severity_and_a_description() -> None:
+    """The summary is the first text that an on-call engineer reads."""
     (group,) = render(metrics=WATCHED).one("PrometheusRule")["spec"]["groups"]
     for rule in group["rules"]:
         assert rule["labels"]["severity"] in {"critical", "warning"}

@@ -1,4 +1,4 @@
-"""The pod with which `helm test` tries out a GPU of the cluster."""
+"""The pod with which `helm test` checks a GPU of the cluster."""
 
 import argparse
 
@@ -6,13 +6,13 @@ from chart.rendering import render
 from tunemill_trainer.gpu_check import command
 
 
-def test_there_is_none_by_default() -> None:
+def test_the_gpu_check_is_disabled_by_default() -> None:
     """A cluster without GPUs has nothing to test."""
     assert not render().all("Pod")
 
 
-def test_it_runs_the_check_of_the_trainer_image_on_one_gpu() -> None:
-    """The image is that of the stages, and the trainer understands the arguments."""
+def test_the_gpu_check_runs_the_trainer_image_on_one_gpu() -> None:
+    """The image is that of the stages, and the trainer accepts the arguments."""
     pod = render(gpuCheck={"enabled": True, "minutes": 3}, trainer={"image": "registry.example.com/trainer:1"}).one(
         "Pod"
     )
@@ -27,7 +27,7 @@ def test_it_runs_the_check_of_the_trainer_image_on_one_gpu() -> None:
     assert (name, options.minutes, options.device, options.full) == ("gpu-check", 3, "cuda", False)
 
 
-def test_it_may_do_no_more_than_a_stage() -> None:
+def test_the_gpu_check_has_no_more_permissions_than_a_stage() -> None:
     """Pod Security Standards: restricted, and no token for the API server."""
     spec = render(gpuCheck={"enabled": True}).one("Pod")["spec"]
     (container,) = spec["containers"]
@@ -38,8 +38,8 @@ def test_it_may_do_no_more_than_a_stage() -> None:
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
 
 
-def test_no_service_of_the_operator_leads_to_it() -> None:
-    """Its labels are others than those that the chart's selectors ask for."""
+def test_no_service_of_the_operator_selects_the_gpu_check() -> None:
+    """Its labels do not match the chart's selectors."""
     rendered = render(gpuCheck={"enabled": True}, metrics={"enabled": True})
     labels = rendered.one("Pod")["metadata"]["labels"].items()
     selectors = [service["spec"]["selector"] for service in rendered.all("Service")]

@@ -1,4 +1,4 @@
-"""The Deployment: what runs, as whom, with which flags."""
+"""The Deployment of the operator: images, security context, flags and network."""
 
 import argparse
 from typing import Any
@@ -13,8 +13,8 @@ from tunemill_trainer.process.addresses import REFUSED
 DIGEST = "sha256:" + "0a" * 32
 
 
-def test_images_follow_the_release_unless_they_are_named() -> None:
-    """With no tag, chart, operator and stages are of one release; a digest wins over a tag."""
+def test_image_tags_default_to_the_app_version() -> None:
+    """Chart, operator and stages then have the same release; a digest takes precedence over a tag."""
     assert render().container["image"] == "ghcr.io/tunemill/tunemill-operator:0.1.0"
     assert render().flags["--trainer-image"] == "ghcr.io/tunemill/tunemill-trainer:0.1.0"
     named = render(
@@ -26,8 +26,8 @@ def test_images_follow_the_release_unless_they_are_named() -> None:
     assert pinned.container["image"] == f"registry.example.com/op@{DIGEST}"
 
 
-def test_the_pod_can_neither_write_to_its_root_nor_become_root() -> None:
-    """The user is the one that the image is built for."""
+def test_the_pod_has_a_read_only_root_filesystem_and_cannot_become_root() -> None:
+    """The user is that of the image."""
     rendered = render()
     assert rendered.pod["spec"]["securityContext"]["runAsUser"] == USER_ID
     assert rendered.container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -35,8 +35,8 @@ def test_the_pod_can_neither_write_to_its_root_nor_become_root() -> None:
     assert volume == {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "4Mi"}}
 
 
-def test_namespaces_and_pull_secrets_reach_the_operator_as_lists() -> None:
-    """A flag that is not needed is not rendered."""
+def test_namespaces_and_pull_secrets_are_passed_as_lists() -> None:
+    """An unused flag is not rendered."""
     assert render().flags.keys().isdisjoint({"--namespaces", "--image-pull-secrets"})
     secrets = [{"name": "registry"}, {"name": "mirror"}]
     flags = render(watchNamespaces=["team-a", "team-b"], trainer={"imagePullSecrets": secrets}).flags
@@ -53,10 +53,8 @@ def test_namespaces_and_pull_secrets_reach_the_operator_as_lists() -> None:
         ("Never", "text", "error"),
     ],
 )
-def test_the_operator_understands_every_flag_that_the_chart_renders(
-    pull_policy: str, log_format: str, log_level: str
-) -> None:
-    """Its own parser reads them all, with every choice that the schema of the values allows."""
+def test_the_operator_accepts_every_flag_of_the_chart(pull_policy: str, log_format: str, log_level: str) -> None:
+    """Its parser accepts them, with every choice in the schema of the values."""
     rendered = render(
         watchNamespaces=["team-a"],
         trainer={"imagePullPolicy": pull_policy, "imagePullSecrets": [{"name": "registry"}]},
@@ -73,8 +71,8 @@ def test_the_operator_understands_every_flag_that_the_chart_renders(
     assert (understood.namespaces, understood.lease_namespace, understood.workers) == ("team-a", NAMESPACE, 32)
 
 
-def test_probes_and_service_lead_to_the_ports_that_the_operator_opens() -> None:
-    """The ports' names are bound to the numbers of the flags."""
+def test_probes_and_service_use_the_ports_of_the_operator() -> None:
+    """The named ports have the numbers of the flags."""
     rendered = render(progress={"port": 9443})
     ports = {port["name"]: str(port["containerPort"]) for port in rendered.container["ports"]}
     assert ports == {"http": rendered.flags["--http-port"], "progress": rendered.flags["--progress-port"]}
@@ -84,8 +82,8 @@ def test_probes_and_service_lead_to_the_ports_that_the_operator_opens() -> None:
     assert rendered.one("Service")["spec"]["ports"][0]["targetPort"] == "progress"
 
 
-def test_the_progress_service_leads_to_the_leader_alone() -> None:
-    """Only the leader knows the runs; the URL that stages get is the Service's."""
+def test_the_progress_service_selects_only_the_leader() -> None:
+    """Only the leader stores progress. The URL for stages is that of the Service."""
     rendered = render()
     (service,) = rendered.all("Service")
     assert service["spec"]["selector"][LABEL_LEADER] == "true"
@@ -94,7 +92,7 @@ def test_the_progress_service_leads_to_the_leader_alone() -> None:
     assert LABEL_LEADER not in rendered.pod["metadata"]["labels"]
 
 
-def test_without_progress_nothing_of_it_is_left() -> None:
+def test_disabling_progress_removes_its_objects_and_flags() -> None:
     """No flag, port, Service or Secret."""
     rendered = render(progress={"enabled": False})
     assert not [flag for flag in rendered.flags if flag.startswith("--progress")]
@@ -102,8 +100,8 @@ def test_without_progress_nothing_of_it_is_left() -> None:
     assert rendered.all("Service") == rendered.all("Secret") == []
 
 
-def test_the_operator_keeps_its_certificate_in_the_empty_secret_of_the_chart() -> None:
-    """It may read and fill this one alone; two renderings are equal, as GitOps needs it."""
+def test_the_operator_stores_its_certificate_in_the_secret_of_the_chart() -> None:
+    """It can read and write only this one. The rendering is reproducible, as GitOps requires."""
     rendered = render()
     secret = rendered.one("Secret")
     assert "data" not in secret
@@ -115,8 +113,8 @@ def test_the_operator_keeps_its_certificate_in_the_empty_secret_of_the_chart() -
     assert rendered == render()
 
 
-def test_a_given_certificate_is_mounted_and_none_is_made() -> None:
-    """With progress.tls.existingSecret the operator may touch no Secret at all."""
+def test_an_existing_certificate_is_mounted_and_none_is_generated() -> None:
+    """With progress.tls.existingSecret the operator has no permission on Secrets."""
     rendered = render(progress={"tls": {"existingSecret": "from-cert-manager"}})
     assert rendered.all("Secret") == []
     assert rendered.pod["spec"]["volumes"][1]["secret"]["secretName"] == "from-cert-manager"
@@ -127,8 +125,8 @@ def test_a_given_certificate_is_mounted_and_none_is_made() -> None:
 
 
 @pytest.mark.parametrize("kind", ["configMap", "secret"])
-def test_authorities_are_mounted_whole_and_named_to_the_operator(kind: str) -> None:
-    """As a folder, so that a new bundle arrives without a restart."""
+def test_ca_bundles_are_mounted_and_passed_to_the_operator(kind: str) -> None:
+    """As a folder, so that a new bundle needs no restart."""
     rendered = render(caBundle={kind: "company", "key": "bundle.pem"})
     (volume,) = (found for found in rendered.pod["spec"]["volumes"] if found["name"] == "authorities")
     assert volume[kind].get("name", volume[kind].get("secretName")) == "company"
@@ -138,8 +136,8 @@ def test_authorities_are_mounted_whole_and_named_to_the_operator(kind: str) -> N
     assert "--ca-bundle" not in render().flags
 
 
-def test_keyless_signing_is_off_and_can_use_a_private_instance() -> None:
-    """Only then the policy lets the operator give a pod a token for Sigstore."""
+def test_keyless_signing_is_disabled_by_default_and_supports_a_private_sigstore() -> None:
+    """Only if enabled, the admission policy permits a Sigstore token in a pod."""
     audiences = {False: "in ['progress.tunemill.dev']", True: "in ['progress.tunemill.dev', 'sigstore']"}
     for values, flag in (
         ({}, None),
@@ -155,8 +153,8 @@ def test_keyless_signing_is_off_and_can_use_a_private_instance() -> None:
         assert audiences[flag is not None] in policies.replace("''", "'")
 
 
-def test_proxies_reach_stages_and_the_operator_which_goes_past_them_to_the_api_server() -> None:
-    """By flags for the stages, by the usual variables for itself; nothing of it where there is none."""
+def test_proxies_apply_to_stages_and_operator_but_not_to_the_api_server() -> None:
+    """By flags for the stages, and by the usual variables for the operator; without a proxy none is rendered."""
     assert not {"--http-proxy", "--https-proxy", "--no-proxy"} & render().flags.keys()
     assert not {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} & render().environment.keys()
     rendered = render(proxy={"https": "http://proxy:3128", "noProxy": [".example.com", "localhost"]})
@@ -166,14 +164,14 @@ def test_proxies_reach_stages_and_the_operator_which_goes_past_them_to_the_api_s
     assert rendered.environment["NO_PROXY"] == f"{rendered.flags['--no-proxy']},$(KUBERNETES_SERVICE_HOST)"
 
 
-def test_the_clusters_name_is_named_to_the_operator() -> None:
-    """Nothing of it where there is none."""
+def test_the_cluster_name_is_passed_to_the_operator() -> None:
+    """Without a name no flag is rendered."""
     assert "--cluster-name" not in render().flags
     assert render(clusterName="prod-eu").flags["--cluster-name"] == "prod-eu"
 
 
-def test_a_users_label_cannot_take_the_pods_away_from_their_deployment() -> None:
-    """The selector's labels win over podLabels."""
+def test_custom_labels_cannot_override_selector_labels() -> None:
+    """The labels of the selector take precedence over podLabels."""
     rendered = render(podLabels={"team": "ml", "app.kubernetes.io/name": "other"})
     labels = rendered.pod["metadata"]["labels"]
     selector = rendered.one("Deployment")["spec"]["selector"]["matchLabels"]
@@ -182,7 +180,7 @@ def test_a_users_label_cannot_take_the_pods_away_from_their_deployment() -> None
 
 
 def test_metrics_are_scraped_from_every_replica() -> None:
-    """The Service has no address of its own, and the ServiceMonitor finds it."""
+    """The Service is headless, and the ServiceMonitor selects it."""
     monitor = {"enabled": True, "labels": {"release": "prometheus"}}
     rendered = render(metrics={"enabled": True, "serviceMonitor": monitor})
     (service,) = (found for found in rendered.all("Service") if found["metadata"]["name"].endswith("-metrics"))
@@ -192,8 +190,8 @@ def test_metrics_are_scraped_from_every_replica() -> None:
     assert found["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
 
 
-def test_the_network_policy_lets_stage_pods_report_and_nobody_else() -> None:
-    """Progress comes from pods with the finetune label; probes and metrics from anywhere; out go DNS and the API."""
+def test_the_network_policy_allows_progress_reports_from_stage_pods_only() -> None:
+    """Progress from pods with the finetune label, probes and metrics from anywhere; egress to DNS and API server."""
     policy = render(networkPolicy={"enabled": True, "apiServerPorts": [16443]}).one("NetworkPolicy")["spec"]
     sources = {rule["ports"][0]["port"]: rule.get("from") for rule in policy["ingress"]}
     assert sources["http"] is None
@@ -201,8 +199,8 @@ def test_the_network_policy_lets_stage_pods_report_and_nobody_else() -> None:
     assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 16443]
 
 
-def test_stage_pods_reach_what_they_need_and_nobody_reaches_them() -> None:
-    """In every watched namespace: DNS, the operator's progress port, and the ports that are said, at any address."""
+def test_stage_pods_have_limited_egress_and_no_ingress() -> None:
+    """In every watched namespace: DNS, the operator's progress port, and the configured ports at any address."""
     rendered = render(
         watchNamespaces=["team-a", "team-b"],
         progress={"port": 9443},
@@ -232,8 +230,8 @@ def test_stage_pods_reach_what_they_need_and_nobody_reaches_them() -> None:
         }
 
 
-def test_a_policy_for_stage_pods_can_be_printed_for_any_namespace() -> None:
-    """Also where all namespaces are watched: by the command of docs/how-to/private-networks.md."""
+def test_a_network_policy_for_stage_pods_can_be_rendered_for_any_namespace() -> None:
+    """Also if all namespaces are watched: by the command of docs/how-to/private-networks.md."""
     arguments = ("--set", "networkPolicy.stages.enabled=true", "--set", "networkPolicy.stages.namespaces={team-x}")
     command = ("template", RELEASE, str(CHART), "--namespace", NAMESPACE)
     done = helm(*command, *arguments, "--show-only", "templates/networkpolicy.yaml")
@@ -246,27 +244,27 @@ def test_a_policy_for_stage_pods_can_be_printed_for_any_namespace() -> None:
     )
 
 
-def test_the_refused_addresses_are_those_of_the_trainer() -> None:
-    """The network and the process close the same door."""
+def test_the_blocked_addresses_are_those_of_the_trainer() -> None:
+    """The network policy and the process block the same addresses."""
     stages = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]["stages"]
     assert set(stages["exceptCidrs"]) == {str(network) for network in REFUSED}
 
 
-def test_the_operator_knows_which_hubs_may_get_tokens() -> None:
-    """None but the public one unless the value names them."""
+def test_the_hubs_allowed_to_receive_tokens_are_passed_to_the_operator() -> None:
+    """Only the public one by default."""
     assert "--hub-endpoints" not in render().flags
     hubs = ["https://hub.acme.com", "https://mirror.acme.com/hf"]
     assert render(hub={"endpoints": hubs}).flags["--hub-endpoints"] == ",".join(hubs)
 
 
-def test_nodes_lend_their_identity_where_the_platform_says_so() -> None:
+def test_node_identity_is_available_only_if_enabled() -> None:
     """By a flag of the operator."""
     assert "--instance-metadata" not in render().flags
     assert "--instance-metadata" in render(stages={"instanceMetadata": True}).flags
 
 
-def test_without_progress_stage_pods_do_not_reach_the_operator() -> None:
-    """There is nothing for them there."""
+def test_without_progress_stage_pods_cannot_connect_to_the_operator() -> None:
+    """No port is open for them."""
     values = {"networkPolicy": {"stages": {"enabled": True}}, "progress": {"enabled": False}}
     policy = render(watchNamespaces=["team-a"], **values).one("NetworkPolicy")
     dns, group, services = policy["spec"]["egress"]
@@ -283,8 +281,8 @@ def test_without_progress_stage_pods_do_not_reach_the_operator() -> None:
         ("http://[::1]:4318", 4318),
     ],
 )
-def test_traces_go_where_the_value_says_and_nothing_is_said_by_default(endpoint: str, port: int) -> None:
-    """By OpenTelemetry's own variable; a network policy lets them out."""
+def test_traces_are_disabled_by_default_and_sent_to_the_configured_endpoint(endpoint: str, port: int) -> None:
+    """By OpenTelemetry's own variable; the network policy permits the egress."""
     assert not [item for item in render().container["env"] if item["name"].startswith("OTEL")]
     rendered = render(tracing={"endpoint": endpoint}, networkPolicy={"enabled": True})
     assert {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": endpoint} in rendered.container["env"]
@@ -293,8 +291,8 @@ def test_traces_go_where_the_value_says_and_nothing_is_said_by_default(endpoint:
 
 
 @pytest.mark.parametrize("field", ["nodeSelector", "tolerations", "affinity", "priorityClassName"])
-def test_where_the_pods_run_is_passed_through(field: str) -> None:
-    """What is not set is not rendered, so that the cluster's own defaults hold."""
+def test_scheduling_settings_are_passed_through(field: str) -> None:
+    """Unset ones are not rendered, so the cluster's defaults apply."""
     known: dict[str, Any] = {
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists"}],
@@ -306,8 +304,8 @@ def test_where_the_pods_run_is_passed_through(field: str) -> None:
     assert render(**{field: given}).pod["spec"][field] == given
 
 
-def test_replicas_are_spread_over_nodes_unless_somebody_knows_better() -> None:
-    """Without a labelSelector a constraint would count nothing."""
+def test_replicas_are_spread_over_nodes_by_default() -> None:
+    """The constraint needs a labelSelector to count pods."""
     ours = {"matchLabels": render().one("Deployment")["spec"]["selector"]["matchLabels"]}
     (usual,) = render().pod["spec"]["topologySpreadConstraints"]
     assert (usual["topologyKey"], usual["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
@@ -321,8 +319,8 @@ def test_replicas_are_spread_over_nodes_unless_somebody_knows_better() -> None:
     ]
 
 
-def test_names_fit_however_long_the_release_is_called() -> None:
-    """Helm allows a release 53 characters; names of Services and values of labels end at 63."""
+def test_names_of_a_long_release_name_are_truncated() -> None:
+    """Helm allows 53 characters for a release; Service names and label values are limited to 63."""
     rendered = render(release="r" * 53, metrics={"enabled": True})
     named = [
         found["metadata"]["name"] for found in rendered.objects if found["kind"] in {"Service", "Deployment", "Secret"}
@@ -331,8 +329,8 @@ def test_names_fit_however_long_the_release_is_called() -> None:
     assert max(map(len, named)) <= 63
 
 
-def test_openshift_chooses_the_users_where_the_values_are_empty() -> None:
-    """Restricted-v2 refuses every fixed user; that no pod runs as root stays."""
+def test_openshift_assigns_user_ids_if_the_values_are_empty() -> None:
+    """Restricted-v2 rejects a fixed user; runAsNonRoot stays."""
     usual = render()
     assert usual.pod["spec"]["securityContext"]["runAsUser"] == 65532
     assert usual.flags["--stage-user"] == "65532"

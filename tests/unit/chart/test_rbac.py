@@ -1,4 +1,4 @@
-"""What the operator may do, and what it may not."""
+"""Permissions of the operator."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ both_modes = pytest.mark.parametrize("values", [EVERYWHERE, TWO_NAMESPACES], ids
 
 
 def rules(rendered: Rendered) -> list[dict[str, Any]]:
-    """Return every rule of every role, whoever it is for."""
+    """Return every rule of every role, of any subject."""
     return [rule for role in rendered.all("ClusterRole") + rendered.all("Role") for rule in role["rules"]]
 
 
 def granted(rendered: Rendered, resource: str, namespace: str = "") -> set[str]:
-    """Return the operator's verbs on a resource in a namespace; "" means in all."""
+    """Return the operator's verbs on a resource in a namespace; "" means all namespaces."""
     found = rendered.rules_of_operator()
     return {
         verb
@@ -27,8 +27,8 @@ def granted(rendered: Rendered, resource: str, namespace: str = "") -> set[str]:
 
 
 @both_modes
-def test_no_role_of_the_chart_reaches_secrets_or_config_maps_but_for_its_own(values: dict[str, Any]) -> None:
-    """Whoever takes over the operator reads no token of anybody: the one Secret is that of its own certificate."""
+def test_no_role_can_access_secrets_or_config_maps_except_its_own(values: dict[str, Any]) -> None:
+    """A compromised operator cannot read tokens: the only Secret is that of its own certificate."""
     rendered = render(**values)
     reaching = [rule for rule in rules(rendered) if {"secrets", "configmaps"} & set(rule["resources"])]
     assert [rule.get("resourceNames") for rule in reaching] == [[rendered.one("Secret")["metadata"]["name"]]]
@@ -38,14 +38,14 @@ def test_no_role_of_the_chart_reaches_secrets_or_config_maps_but_for_its_own(val
 
 @both_modes
 def test_no_role_of_the_chart_has_a_wildcard(values: dict[str, Any]) -> None:
-    """Rights that nobody wrote down would grow with the cluster."""
+    """A wildcard would grant permissions on kinds added later."""
     for rule in rules(render(**values)):
         assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"], rule
 
 
 @both_modes
-def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict[str, Any]) -> None:
-    """Jobs make the pods; the spec belongs to the user; roles and service accounts belong to the platform."""
+def test_the_operator_cannot_create_pods_change_specs_or_grant_permissions(values: dict[str, Any]) -> None:
+    """Jobs create the pods; specs belong to users; roles and service accounts belong to the platform team."""
     rendered = render(**values)
     place = "team-a" if values else ""
     assert granted(rendered, "pods", place) == {"list", "watch"}
@@ -70,8 +70,8 @@ def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict
     }
 
 
-def test_with_a_list_of_namespaces_only_what_belongs_to_none_is_granted_beyond_them() -> None:
-    """A tenant's operator is confined to the tenant's namespaces and its own; its profiles get a status."""
+def test_a_namespaced_operator_has_cluster_permissions_for_cluster_scoped_kinds_only() -> None:
+    """It is limited to the watched namespaces and its own; it writes the status of profiles."""
     rendered = render(**TWO_NAMESPACES)
     cluster_wide = [rule for kind, _, rule in rendered.rules_of_operator() if kind == "ClusterRole"]
     assert [rule["resources"] for rule in cluster_wide] == [
@@ -89,8 +89,8 @@ def test_with_a_list_of_namespaces_only_what_belongs_to_none_is_granted_beyond_t
     assert granted(rendered, "jobs", "team-a") == granted(rendered, "jobs", "team-b") != set()
 
 
-def test_without_progress_and_profiles_a_namespaced_operator_has_no_cluster_wide_right_at_all() -> None:
-    """Who may not make ClusterRoles can still install: nothing but the CRDs is left for the platform team."""
+def test_without_progress_and_profiles_a_namespaced_operator_has_no_cluster_role() -> None:
+    """Users without permission to create ClusterRoles can install it; the platform team installs only the CRDs."""
     off = {"enabled": False}
     rendered = render(
         **TWO_NAMESPACES, progress=off, profiles=off, admission=off, rbac={"aggregateClusterRoles": False}
@@ -102,7 +102,7 @@ def test_without_progress_and_profiles_a_namespaced_operator_has_no_cluster_wide
 
 @both_modes
 def test_the_lease_is_granted_by_name_in_the_release_namespace_only(values: dict[str, Any]) -> None:
-    """The operator cannot take another program's Lease, and the flag names the Lease that it may take."""
+    """The operator cannot modify other Leases, and the flag has the same name."""
     rendered = render(**values)
     leases = [(where, rule) for _, where, rule in rendered.rules_of_operator() if rule["resources"] == ["leases"]]
     assert {where for where, _ in leases} == {NAMESPACE}
@@ -112,13 +112,13 @@ def test_the_lease_is_granted_by_name_in_the_release_namespace_only(values: dict
 
 
 def test_pods_are_patched_in_the_release_namespace_only() -> None:
-    """The leader's label is the only thing that the operator writes to a pod."""
+    """The operator patches only the leader label."""
     rendered = render()
     assert granted(rendered, "pods", NAMESPACE) == {"patch"}
 
 
-def test_users_get_their_rights_through_kubernetes_own_roles() -> None:
-    """Who may edit a namespace may ask for a fine-tune there; nobody but the operator writes a status."""
+def test_users_get_permissions_through_aggregated_cluster_roles() -> None:
+    """Editors of a namespace can create fine-tunes; only the operator writes a status."""
     view, edit = (
         role for role in render().all("ClusterRole") if "aggregate-to-edit" in str(role["metadata"]["labels"])
     )
@@ -133,8 +133,8 @@ def test_users_get_their_rights_through_kubernetes_own_roles() -> None:
     assert [rule["resources"] for rule in edit["rules"]] == [["functioncallfinetunes"]]
 
 
-def test_rights_can_be_left_to_somebody_else() -> None:
-    """rbac.create false makes no role of the operator and no binding."""
+def test_rbac_objects_can_be_disabled() -> None:
+    """With rbac.create false no role and no binding of the operator is rendered."""
     rendered = render(
         rbac={"create": False, "aggregateClusterRoles": False}, serviceAccount={"create": False, "name": "given"}
     )
@@ -144,8 +144,8 @@ def test_rights_can_be_left_to_somebody_else() -> None:
 
 
 @both_modes
-def test_admission_policies_hold_for_the_operators_account_and_deny(values: dict[str, Any]) -> None:
-    """Each has a binding that denies, and a failure of the policy is a refusal; nobody else is affected."""
+def test_admission_policies_match_the_operators_service_account_and_deny(values: dict[str, Any]) -> None:
+    """Each has a binding that denies, and failurePolicy is Fail; other accounts are not affected."""
     rendered = render(**values)
     user = f"'system:serviceaccount:{NAMESPACE}:{rendered.one('ServiceAccount')['metadata']['name']}'"
     policies = {policy["metadata"]["name"]: policy["spec"] for policy in rendered.all("ValidatingAdmissionPolicy")}
@@ -161,14 +161,14 @@ def test_admission_policies_hold_for_the_operators_account_and_deny(values: dict
 
 
 @pytest.mark.parametrize("values", [{"admission": {"profileLimits": False}}, {"profiles": {"enabled": False}}])
-def test_limits_of_profiles_at_apply_can_be_left_out(values: dict[str, Any]) -> None:
-    """Without profiles there is nothing to look up."""
+def test_the_admission_policy_for_profile_limits_can_be_disabled(values: dict[str, Any]) -> None:
+    """Without profiles it has no parameters."""
     names = [policy["metadata"]["name"] for policy in render(**values).all("ValidatingAdmissionPolicy")]
     assert [name.rsplit("-")[-1] for name in names] == ["jobs", "groups", "pods"]
 
 
-def test_the_operators_own_namespace_has_no_jobs_unless_it_is_watched() -> None:
-    """Its Secrets are those of the platform."""
+def test_jobs_in_the_operators_namespace_are_denied_unless_it_is_watched() -> None:
+    """Its Secrets are those of the platform team."""
     for values, denied in ((EVERYWHERE, True), ({"watchNamespaces": ["team-a", NAMESPACE]}, False)):
         policies = render(**values).all("ValidatingAdmissionPolicy")
         (jobs,) = [policy["spec"] for policy in policies if policy["metadata"]["name"].endswith("-jobs")]

@@ -1,4 +1,4 @@
-"""What the chart lets people say, and how it refuses the rest."""
+"""Accepted and rejected values of the chart."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ def differences(values: dict[str, Any], schema: dict[str, Any], prefix: str = ""
 
 
 def closed(schema: dict[str, Any]) -> bool:
-    """Tell whether the schema refuses unknown names wherever it lists names."""
+    """Return whether the schema rejects unknown names at every level."""
     nested = all(closed(one) for one in schema.get("properties", {}).values())
     return nested and ("properties" not in schema or schema["additionalProperties"] is False)
 
@@ -37,13 +37,13 @@ def closed(schema: dict[str, Any]) -> bool:
     ],
 )
 def test_helm_lints_the_chart_strictly(values: dict[str, Any]) -> None:
-    """No warning with the defaults, in namespaced mode, and with what is off by default turned on."""
+    """No warning with the defaults, in namespaced mode, and with all optional parts enabled."""
     done = helm("lint", "--strict", str(CHART), values=values)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_schema_knows_every_value_and_no_other() -> None:
-    """A value in one of the two files alone would be refused, or be explained nowhere. `global` is Helm's own."""
+def test_the_schema_matches_the_values() -> None:
+    """A value in one of the two files only would be rejected or undocumented. `global` is Helm's own."""
     assert differences(DEFAULTS, SCHEMA) == {"global"}
     assert closed(SCHEMA)
 
@@ -149,7 +149,7 @@ def leaves(schema: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def groups(schema: dict[str, Any], prefix: str = "") -> set[str]:
-    """Return the dotted names of the values that hold others, each with a dot; the whole is ""."""
+    """Return the dotted names of the values with nested values, each with a dot; the whole is ""."""
     nested = [groups(part, f"{prefix}{name}.") for name, part in schema["properties"].items() if "properties" in part]
     return {prefix}.union(*nested)
 
@@ -166,22 +166,22 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def test_every_value_is_tried() -> None:
-    """A new value comes with what it may not be. `global` is Helm's own."""
+def test_every_value_has_a_case() -> None:
+    """A new value needs an invalid example. `global` is Helm's own."""
     assert BAD.keys() == leaves(SCHEMA) - {"global"}
 
 
 @pytest.mark.parametrize("turn", range(max(map(len, BAD.values()))))
-def test_a_wrong_value_is_refused_by_its_name(turn: int) -> None:
-    """Whatever is wrong is said at once, before anything is installed: each value's place in the file, on a line."""
+def test_an_invalid_value_is_rejected_by_name(turn: int) -> None:
+    """All errors are reported before the installation, one line per value."""
     wrong = {name: values[turn] for name, values in BAD.items() if turn < len(values)}
     said = refusal(nested(wrong))
     unsaid = [name for name in wrong if f"- at '/{name.replace('.', '/')}" not in said]
     assert unsaid == [], f"{[(name, wrong[name]) for name in unsaid]} were accepted; said was {said}"
 
 
-def test_an_unknown_name_is_refused_wherever_names_are_known() -> None:
-    """A typo would be passed over in silence; Helm names it and the group that lacks it."""
+def test_an_unknown_value_is_rejected_at_every_level() -> None:
+    """Helm would ignore a typo; the message has its name and group."""
     known = groups(SCHEMA)
     said = refusal(nested({f"{group}tpyo": 1 for group in known}))
     for group in known:
@@ -199,6 +199,6 @@ def test_an_unknown_name_is_refused_wherever_names_are_known() -> None:
         ({"caBundle": {"configMap": "a", "secret": "b"}}, "/caBundle/secret"),
     ],
 )
-def test_what_needs_another_value_says_which(values: dict[str, Any], where: str) -> None:
-    """Alone it would make nothing, or something that never works."""
+def test_a_missing_dependent_value_is_named(values: dict[str, Any], where: str) -> None:
+    """Without it the setting would have no effect, or never work."""
     assert f"- at '{where}'" in refusal(values)

@@ -1,4 +1,4 @@
-"""Which addresses a local cluster takes, and which packet filter rules are its own."""
+"""Addresses of a local cluster, and its packet filter rules."""
 
 import json
 from ipaddress import IPv4Network
@@ -12,8 +12,8 @@ from tunemill_dev.cluster.link import rules_of
 from tunemill_dev.cluster.node import resolver_config
 
 
-def test_the_first_cluster_has_the_dns_address_of_kubernetes_own_documents() -> None:
-    """A machine with nothing in the way gives 10.96.0.10."""
+def test_the_first_cluster_uses_the_usual_dns_address() -> None:
+    """On a machine without conflicting routes it is 10.96.0.10."""
     assert Addresses.choose([IPv4Network("192.0.2.0/24")]).dns == "10.96.0.10"
 
 
@@ -24,20 +24,20 @@ def test_two_clusters_share_no_address() -> None:
     assert not first.network.overlaps(second.network)
 
 
-def test_a_network_that_the_machine_already_routes_is_avoided_even_in_part() -> None:
-    """A single routed address inside a block rules the block out."""
+def test_a_network_that_overlaps_a_route_is_skipped() -> None:
+    """A single routed address inside a block excludes the block."""
     chosen = Addresses.choose([IPv4Network("10.96.7.7/32"), IPv4Network("10.97.0.0/30")])
     assert chosen.block == 98
 
 
-def test_a_machine_whose_whole_range_is_routed_gets_a_sentence() -> None:
-    """A company network of 10.0.0.0/8 leaves nothing, and the message names the range."""
+def test_a_fully_routed_range_is_an_error_with_a_message() -> None:
+    """For example a company network of 10.0.0.0/8; the message names the range."""
     with pytest.raises(ClusterError, match=r"10\.96\.0\.0/16 to 10\.127\.0\.0/16"):
         Addresses.choose([IPv4Network("10.0.0.0/8")])
 
 
-def test_services_pods_and_link_lie_apart_inside_the_block() -> None:
-    """No address has two meanings."""
+def test_services_pods_and_link_have_separate_ranges_in_the_block() -> None:
+    """The ranges do not overlap."""
     addresses = Addresses(101)
     link = IPv4Network((addresses.host, 30), strict=False)
     parts = [addresses.services, addresses.pods, link]
@@ -51,8 +51,8 @@ def test_the_interface_name_fits_the_kernel() -> None:
     assert all(len(Addresses(block).interface) <= 15 for block in range(96, 128))
 
 
-def test_addresses_survive_a_restart_and_a_torn_file_does_not_hurt(tmp_path: Path) -> None:
-    """What was chosen is read back; what a crash cut short counts as nothing."""
+def test_addresses_survive_a_restart_and_a_truncated_file(tmp_path: Path) -> None:
+    """A chosen block is read again; a truncated file is ignored."""
     file = tmp_path / "network.json"
     assert Addresses.read(file) is None
     Addresses(99).write(file)
@@ -61,14 +61,14 @@ def test_addresses_survive_a_restart_and_a_torn_file_does_not_hurt(tmp_path: Pat
     assert Addresses.read(file) is None
 
 
-def test_the_default_route_takes_no_address() -> None:
+def test_the_default_route_is_ignored() -> None:
     """Otherwise no machine with a network could have a cluster."""
     routes = json.dumps([{"dst": "default", "gateway": "192.0.2.1"}, {"dst": "10.1.0.0/16"}, {"dst": "10.2.3.4"}])
     assert routed_networks(routes) == [IPv4Network("10.1.0.0/16"), IPv4Network("10.2.3.4/32")]
 
 
 def test_only_the_clusters_own_rules_are_deleted() -> None:
-    """A rule of a cluster whose name begins alike, or of somebody else, stays."""
+    """Rules of a cluster with the same name prefix, and foreign rules, stay."""
     listing = "\n".join(
         [
             "-P FORWARD DROP",
@@ -83,6 +83,6 @@ def test_only_the_clusters_own_rules_are_deleted() -> None:
 
 
 def test_pods_never_get_a_nameserver_on_the_hosts_loopback() -> None:
-    """It could not be reached from the cluster's network."""
+    """It is not reachable from the cluster's network."""
     kept = resolver_config("search example\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 192.0.2.53\n")
     assert kept == "search example\nnameserver 192.0.2.53\n"

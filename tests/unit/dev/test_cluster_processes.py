@@ -1,4 +1,4 @@
-"""Processes are killed by identity, never by pid alone; the supervisor restarts what dies, ends with its starter."""
+"""Processes are identified by more than the pid; the supervisor restarts components and stops with its parent."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ _SLEEP = ("sleep", "300")
 
 
 def test_a_process_is_alive_until_it_is_killed(tmp_path: Path) -> None:
-    """An identity, saved and read back, still names its process, and killing it ends that process."""
+    """A saved identity still refers to its process, and killing it ends that process."""
     with subprocess.Popen(_SLEEP) as child:
         recorded = ProcessId.of(child.pid)
         assert recorded
@@ -32,8 +32,8 @@ def test_a_process_is_alive_until_it_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"start_ticks": 1}, {"boot": "of-last-week"}], ids=["recycled pid", "after a reboot"]
 )
-def test_a_stranger_with_the_same_pid_is_left_alone(change: dict[str, object]) -> None:
-    """A stale record must not kill whoever has the pid now."""
+def test_another_process_with_the_same_pid_is_not_killed(change: dict[str, object]) -> None:
+    """The record may be stale."""
     with subprocess.Popen(_SLEEP) as stranger:
         now = ProcessId.of(stranger.pid)
         assert now
@@ -44,7 +44,7 @@ def test_a_stranger_with_the_same_pid_is_left_alone(change: dict[str, object]) -
         stranger.kill()
 
 
-def test_a_command_with_brackets_and_blanks_in_its_name_is_understood(tmp_path: Path) -> None:
+def test_a_command_name_with_brackets_and_spaces_is_parsed(tmp_path: Path) -> None:
     """The fields of /proc/PID/stat are counted from the last bracket."""
     for folder in ("7", "sys/kernel/random"):
         (tmp_path / folder).mkdir(parents=True)
@@ -55,26 +55,26 @@ def test_a_command_with_brackets_and_blanks_in_its_name_is_understood(tmp_path: 
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"pid": 1}', "[]"])
-def test_a_torn_record_counts_as_none(tmp_path: Path, text: str) -> None:
-    """A crash while writing leaves no process to kill."""
+def test_a_truncated_record_is_ignored(tmp_path: Path, text: str) -> None:
+    """After a crash during the write."""
     (tmp_path / "pid").write_text(text)
     assert ProcessId.read(tmp_path / "pid") is None
 
 
-def test_a_failing_command_says_what_it_said() -> None:
-    """The error carries the purpose, the exit code and the command's own words."""
+def test_a_failed_command_is_reported_with_its_output() -> None:
+    """The error has the purpose, the exit code and the output."""
     with pytest.raises(ClusterError, match=r"Feeding the cat failed \(exit code 3\):\nno fish"):
         run(["sh", "-c", "echo no fish >&2; exit 3"], what="Feeding the cat failed")
 
 
-def test_a_missing_command_is_a_sentence() -> None:
-    """Nobody should read a traceback because a program is not installed."""
+def test_a_missing_command_is_reported_in_one_sentence() -> None:
+    """Without a traceback."""
     with pytest.raises(ClusterError, match="The command no-such-program was not found"):
         run(["no-such-program", "--help"])
 
 
-def test_a_replaced_file_is_private_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    """State files hold credentials."""
+def test_a_replaced_file_is_private_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """State files contain credentials."""
     replace_file(tmp_path / "secret", "x")
     assert [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == [("secret", 0o600)]
 
@@ -104,8 +104,8 @@ def _status(folder: Path, name: str) -> dict[str, object]:
     return state
 
 
-def test_a_component_that_dies_is_started_again(tmp_path: Path) -> None:
-    """Its restarts and last exit code are there to be reported."""
+def test_a_component_that_exits_is_restarted(tmp_path: Path) -> None:
+    """The number of restarts and the last exit code are recorded."""
     dying = Component("dying", ("sh", "-c", "exit 7"))
     with _supervise(tmp_path, dying) as supervisor:
         _go(supervisor)
@@ -113,7 +113,7 @@ def test_a_component_that_dies_is_started_again(tmp_path: Path) -> None:
         assert _status(tmp_path, "dying")["last_exit"] == 7
 
 
-def test_a_component_waits_for_what_it_needs(tmp_path: Path) -> None:
+def test_a_component_waits_for_its_dependencies(tmp_path: Path) -> None:
     """Nothing listens on the address, so the second component never starts while the first runs."""
     first = Component("first", _SLEEP)
     second = Component("second", ("touch", str(tmp_path / "started")), needs=(f"unix:{tmp_path}/socket",))
@@ -124,8 +124,8 @@ def test_a_component_waits_for_what_it_needs(tmp_path: Path) -> None:
     assert not (tmp_path / "started").exists()
 
 
-def test_everything_ends_when_the_starter_dies(tmp_path: Path) -> None:
-    """The lifeline breaks, and the component goes with it, although nobody asked it to."""
+def test_all_components_stop_when_the_supervisor_dies(tmp_path: Path) -> None:
+    """They detect the closed pipe."""
     pid_file = tmp_path / "pid"
     component = Component("long", ("sh", "-c", f"echo $$ >{pid_file}; exec sleep 300"))
     with _supervise(tmp_path, component) as supervisor:
@@ -139,8 +139,8 @@ def test_everything_ends_when_the_starter_dies(tmp_path: Path) -> None:
         assert wait_until(lambda: not orphan.is_alive(), seconds=20)
 
 
-def test_a_starter_that_dies_half_way_leaves_nothing(tmp_path: Path) -> None:
-    """Without the word `go`, no component is started."""
+def test_a_supervisor_that_dies_during_startup_leaves_no_process(tmp_path: Path) -> None:
+    """Components start only after the word `go`."""
     with _supervise(tmp_path, Component("any", ("touch", str(tmp_path / "started")))) as supervisor:
         assert supervisor.stdin
         supervisor.stdin.close()
@@ -149,7 +149,7 @@ def test_a_starter_that_dies_half_way_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_failing_setup_command_is_named_in_the_log(tmp_path: Path) -> None:
-    """Half-prepared namespaces must not be used."""
+    """An incomplete network namespace must not be used."""
     with _supervise(tmp_path, Component("any", _SLEEP), setup=(("ls", os.devnull + "/nowhere"),)) as supervisor:
         _go(supervisor)
         assert supervisor.wait(timeout=20) == 1

@@ -1,4 +1,4 @@
-"""What the local cluster keeps: programs by content, kernel settings, package sources, credentials, manifests."""
+"""State of the local cluster: programs by content, kernel settings, package sources, credentials, manifests."""
 
 import json
 import re
@@ -21,8 +21,8 @@ def _module(folder: Path, requirement: str = "v1.0.0", checksum: str = "h1:abc")
     return folder
 
 
-def test_programs_are_built_again_when_anything_that_goes_into_them_changes(tmp_path: Path) -> None:
-    """The key depends on go.mod, go.sum, every flag and the program's own source, and on nothing else."""
+def test_programs_are_rebuilt_when_any_input_changes(tmp_path: Path) -> None:
+    """The key depends only on go.mod, go.sum, flags and the program's own source."""
     group, own = binaries.Group("m", ("example.org/m",)), binaries.Group("m", ("./own",))
     key = binaries.content_key(group, _module(tmp_path / "a"))
     own_key = binaries.content_key(own, tmp_path / "a")
@@ -42,7 +42,7 @@ def test_programs_are_built_again_when_anything_that_goes_into_them_changes(tmp_
 
 
 def test_every_program_is_a_tool_of_its_module() -> None:
-    """`go mod tidy` drops what no tool needs, and a tool that nobody builds would be downloaded for nothing."""
+    """`go mod tidy` removes modules without a tool, and an unused tool would still be downloaded."""
     groups = (*binaries.TESTED, binaries.KWOK, binaries.KUBEFLOW)
     for module in {group.source for group in groups}:
         listed = re.findall(r"^(?:tool |\t)(\S+/\S+)$", (module / "go.mod").read_text(), re.MULTILINE)
@@ -51,7 +51,7 @@ def test_every_program_is_a_tool_of_its_module() -> None:
 
 
 def test_the_dns_server_has_the_plugins_that_its_configuration_names() -> None:
-    """A plugin that is not compiled in ends CoreDNS at its start; any other would only cost minutes."""
+    """CoreDNS fails at startup without one, and others only cost build time."""
     corefile = next(
         document["data"]["Corefile"]
         for document in yaml.safe_load_all((SOURCES / "manifests/dns.yaml").read_text())
@@ -66,10 +66,10 @@ def test_the_dns_server_has_the_plugins_that_its_configuration_names() -> None:
 @pytest.mark.parametrize(
     ("free_gib", "kept"), [(60, True), (20, False)], ids=["with room for the tests' programs", "on a small disk"]
 )
-def test_what_was_compiled_is_kept_for_the_tests_programs(
+def test_the_compile_cache_is_kept_for_the_programs_of_the_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gib: int, kept: bool
 ) -> None:
-    """They share most packages with the cluster's; afterwards nobody needs it."""
+    """They share most packages with the cluster's programs. Then it is removed."""
     monkeypatch.setenv("TUNEMILL_HOME", str(tmp_path))
     monkeypatch.setattr(binaries.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_gib << 30))
     monkeypatch.setattr(binaries, "_build", lambda _, target: target.mkdir(parents=True))
@@ -82,8 +82,8 @@ def test_what_was_compiled_is_kept_for_the_tests_programs(
     assert not binaries.compiled().exists()
 
 
-def test_old_programs_go_unless_a_cluster_runs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A running cluster restarts its components from the programs that it was started with."""
+def test_old_programs_are_removed_unless_a_cluster_uses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running cluster restarts its components from them."""
     monkeypatch.setenv("TUNEMILL_HOME", str(tmp_path))
     current, used, old = binaries.folder(binaries.HELM), tmp_path / "bin/helm-aaa", tmp_path / "bin/helm-bbb"
     for folder in (current, used, old):
@@ -105,8 +105,8 @@ def _kernel(folder: Path, boot: str = "boot-1") -> Path:
     return folder
 
 
-def test_kernel_settings_come_back_as_the_first_cluster_found_them(tmp_path: Path) -> None:
-    """A second cluster that starts later must not take the first one's changes for the machine's own values."""
+def test_kernel_settings_are_restored_after_the_last_cluster(tmp_path: Path) -> None:
+    """A second cluster must not record the first one's changes as the original values."""
     memory, sysctl = tmp_path / "memory", _kernel(tmp_path / "sys")
     kernel_settings.remember(memory=memory, sysctl=sysctl)
     (sysctl / "net/ipv4/ip_forward").write_text("1")
@@ -117,7 +117,7 @@ def test_kernel_settings_come_back_as_the_first_cluster_found_them(tmp_path: Pat
 
 
 def test_kernel_settings_of_an_earlier_boot_are_not_restored(tmp_path: Path) -> None:
-    """The reboot has already undone everything, and the administrator may have changed a value since."""
+    """The reboot has reset them, and the administrator may have changed them."""
     memory, sysctl = tmp_path / "memory", _kernel(tmp_path / "sys")
     kernel_settings.remember(memory=memory, sysctl=sysctl)
     _kernel(sysctl, boot="boot-2")
@@ -126,8 +126,8 @@ def test_kernel_settings_of_an_earlier_boot_are_not_restored(tmp_path: Path) -> 
     assert (sysctl / "vm/overcommit_memory").read_text() == "2"
 
 
-def test_only_package_sources_of_the_machines_own_release_make_the_base_image(tmp_path: Path) -> None:
-    """Both formats are read; a vendor's list, or one that mentions the release in a longer word, is left out."""
+def test_the_base_image_uses_only_package_sources_of_the_hosts_release(tmp_path: Path) -> None:
+    """Both formats are read; sources of vendors, or of releases with a similar name, are skipped."""
     files = {
         "a.sources": "# comment\nTypes: deb\nURIs: http://mirror.example/debian\nSuites: bookworm bookworm-updates\n",
         "b.list": "# bookworm\ndeb [signed-by=/k.gpg arch=amd64] http://mirror.example/s bookworm-security main\n",
@@ -142,14 +142,14 @@ def test_only_package_sources_of_the_machines_own_release_make_the_base_image(tm
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "a_b", "-a", "a-", "../escape", "x" * 21])
-def test_a_name_that_cannot_be_a_node_is_refused(name: str) -> None:
+def test_an_invalid_node_name_is_rejected(name: str) -> None:
     """The message names the option to change."""
     with pytest.raises(ClusterError, match="Change --name"):
         ClusterFolder.of(name)
 
 
-def test_credentials_are_made_once_and_kept_private(tmp_path: Path) -> None:
-    """A second start finds the keys of the first, and two clusters never share a key."""
+def test_credentials_are_generated_once_and_kept_private(tmp_path: Path) -> None:
+    """They are reused at the next start, and two clusters never share a key."""
     made = addons.Credentials.ensure(tmp_path / "one")
     assert addons.Credentials.ensure(tmp_path / "one") == made
     assert addons.Credentials.ensure(tmp_path / "two").s3_secret_key != made.s3_secret_key
@@ -157,8 +157,8 @@ def test_credentials_are_made_once_and_kept_private(tmp_path: Path) -> None:
     assert made.s3_secret_key not in repr(made)
 
 
-def test_every_pod_of_the_services_passes_the_restricted_standard() -> None:
-    """The namespace enforces it, so a pod that does not would never start."""
+def test_every_service_pod_meets_the_restricted_pod_security_standard() -> None:
+    """The namespace enforces it."""
     text = addons.services(addons.Credentials(), s3_image="localhost/s3:1", hub_image="localhost/hub:1")
     documents = list(yaml.safe_load_all(text))
     (namespace,) = [document for document in documents if document["kind"] == "Namespace"]
@@ -175,8 +175,8 @@ def test_every_pod_of_the_services_passes_the_restricted_standard() -> None:
             assert re.fullmatch(r"localhost/(s3|hub):1", container["image"])
 
 
-def test_the_secrets_hold_what_the_pods_and_the_tests_are_given() -> None:
-    """The Hub's accounts are valid for the server, and name a token of each kind."""
+def test_the_secrets_match_the_credentials_of_pods_and_tests() -> None:
+    """The accounts are valid for the Hub server, with a token of each role."""
     from tunemill_dev.hub.accounts import Accounts
 
     credentials = addons.Credentials()

@@ -1,4 +1,4 @@
-"""How `make demo CONTEXT=…` gets its images into a cluster, with recorded stand-ins for Docker and the engines."""
+"""How `make demo CONTEXT=…` loads its images into a cluster, with fake programs for Docker and the engines."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ CLOUD = node("gke-pool-1", "gce://project/zone/gke-pool-1")
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Stand-ins on the PATH that record how they are called and answer as the real programs do."""
+    """Fake programs on the PATH that record their calls."""
     folder, log = tmp_path / "bin", tmp_path / "calls.jsonl"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -46,7 +46,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 class Calls:
-    """The stand-ins and what they recorded."""
+    """The fake programs and their recorded calls."""
 
     def __init__(self, folder: Path, log: Path) -> None:
         self.folder, self.log = folder, log
@@ -95,8 +95,8 @@ class Calls:
         ("kind-like-name", [CLOUD], None),
     ],
 )
-def test_the_engine_is_known_by_its_nodes(context, nodes, expected) -> None:
-    """A context can have any name; the nodes tell who runs them."""
+def test_the_cluster_engine_is_detected_from_its_nodes(context, nodes, expected) -> None:
+    """A context can have any name."""
     assert recognise(context, nodes) == expected
 
 
@@ -111,7 +111,7 @@ def test_the_engine_is_known_by_its_nodes(context, nodes, expected) -> None:
     ids=["kind", "k3d", "minikube", "docker-desktop"],
 )
 def test_images_are_built_for_the_nodes_and_loaded(calls: Calls, nodes, architecture, expected) -> None:
-    """One command: four images for the nodes' processor, tagged by content, in the nodes afterwards."""
+    """One command builds four images for the nodes' architecture, tagged by content, and loads them."""
     calls.docker()
     calls.kubectl(*nodes)
     for engine in ("kind", "k3d", "minikube"):
@@ -133,7 +133,7 @@ def test_images_are_built_for_the_nodes_and_loaded(calls: Calls, nodes, architec
     assert loads == [[part for words in command for part in words.split()] for command in expected]
 
 
-def test_a_registry_gets_images_for_all_processors_of_the_nodes(calls: Calls, monkeypatch) -> None:
+def test_images_for_all_architectures_of_the_nodes_are_pushed_to_a_registry(calls: Calls, monkeypatch) -> None:
     """They are named by digest, so that the nodes pull what was pushed."""
     calls.docker()
     calls.kubectl(CLOUD, node("arm", "gce://project/zone/arm", "arm64"))
@@ -145,8 +145,8 @@ def test_a_registry_gets_images_for_all_processors_of_the_nodes(calls: Calls, mo
     assert not calls.of("docker", "image", "tag")
 
 
-def test_with_a_tag_nothing_is_built(calls: Calls, monkeypatch) -> None:
-    """For images that somebody else built."""
+def test_an_existing_tag_is_not_built(calls: Calls, monkeypatch) -> None:
+    """The images come from another build."""
     monkeypatch.setenv("TAG", "0.1.0")
     assert images_for("any") == {name: f"{name}:0.1.0" for name in NAMES}
     monkeypatch.setenv("REGISTRY", "ghcr.io/tunemill")
@@ -154,8 +154,8 @@ def test_with_a_tag_nothing_is_built(calls: Calls, monkeypatch) -> None:
     assert not calls.log.exists()
 
 
-def test_another_cluster_needs_a_registry(calls: Calls) -> None:
-    """Nothing is built for nodes that could not get it; the message has the command to type."""
+def test_a_remote_cluster_requires_a_registry(calls: Calls) -> None:
+    """Nothing is built, and the message has the command to run."""
     calls.docker()
     calls.kubectl(CLOUD)
     with pytest.raises(CommandError, match=r"make demo CONTEXT=cloud REGISTRY=registry\.example\.com/team"):
@@ -163,8 +163,8 @@ def test_another_cluster_needs_a_registry(calls: Calls) -> None:
     assert not calls.of("docker")
 
 
-def test_nodes_of_two_processors_need_a_registry(calls: Calls) -> None:
-    """Docker's store holds an image for one processor."""
+def test_nodes_with_two_architectures_require_a_registry(calls: Calls) -> None:
+    """Docker's image store has one architecture per image."""
     calls.kubectl(KIND, node("dev-worker", "kind://docker/dev/dev-worker", "amd64"))
     with pytest.raises(CommandError, match=r"different processors \(amd64, arm64\).*REGISTRY="):
         images_for("kind-dev")
@@ -179,7 +179,7 @@ def test_nodes_of_two_processors_need_a_registry(calls: Calls) -> None:
     ],
     ids=["missing", "stopped", "without buildx"],
 )
-def test_without_docker_the_remedy_is_said(calls: Calls, docker, message) -> None:
+def test_a_missing_docker_is_reported_with_a_remedy(calls: Calls, docker, message) -> None:
     """Before anything is built."""
     calls.kubectl(KIND)
     if docker is not None:
@@ -188,8 +188,8 @@ def test_without_docker_the_remedy_is_said(calls: Calls, docker, message) -> Non
         images_for("kind-dev")
 
 
-def test_a_missing_engine_is_named_with_a_way_out(calls: Calls) -> None:
-    """The context may be of a cluster on another machine, or the program not installed."""
+def test_a_missing_engine_is_reported_with_a_remedy(calls: Calls) -> None:
+    """The cluster may be on another machine, or the program is not installed."""
     calls.docker()
     calls.kubectl(KIND)
     with pytest.raises(CommandError, match=r"kind cluster 'dev': kind is required but not in PATH(?s:.*)REGISTRY="):
@@ -199,8 +199,8 @@ def test_a_missing_engine_is_named_with_a_way_out(calls: Calls) -> None:
         images_for("kind-dev")
 
 
-def test_other_processors_and_empty_clusters_are_refused() -> None:
-    """The images are built for two kinds of processor."""
+def test_unsupported_architectures_and_empty_clusters_are_rejected() -> None:
+    """The images support two architectures."""
     with pytest.raises(CommandError, match="amd64 and arm64; the cluster has nodes with s390x"):
         node_architectures([KIND, node("z", architecture="s390x")])
     with pytest.raises(CommandError, match="no node"):

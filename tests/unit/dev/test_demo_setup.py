@@ -1,4 +1,4 @@
-"""How the demo sets up: without Helm, and with programs that compile while the Python environment is installed."""
+"""Setup of the demo: without Helm, and with programs compiled while the Python environment is installed."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def documents(manifest: str) -> dict[str, str]:
 
 
 def a_testbed(kubectl: Path) -> Testbed:
-    """Return a testbed in which Helm cannot be had."""
+    """Return a testbed in which Helm is not available."""
 
     def no_helm() -> str:
         raise AssertionError("the demo needs Helm")
@@ -37,8 +37,8 @@ def a_testbed(kubectl: Path) -> Testbed:
     )
 
 
-def test_the_manifest_is_applied_with_the_images_that_were_built(tmp_path: Path) -> None:
-    """One `kubectl apply`, whatever installed Tunemill before; then the demo waits for the operator."""
+def test_the_manifest_is_applied_with_the_built_images(tmp_path: Path) -> None:
+    """One `kubectl apply`, also over an earlier installation; then the demo waits for the operator."""
     kubectl, log = tmp_path / "kubectl", tmp_path / "log"
     kubectl.write_text(f"#!/bin/sh\necho \"$@\" >> '{log}'\n[ $1 = apply ] && cat > '{tmp_path / 'applied'}'; exit 0\n")
     kubectl.chmod(0o755)
@@ -55,7 +55,7 @@ def test_the_manifest_is_applied_with_the_images_that_were_built(tmp_path: Path)
 
 
 def test_only_images_hub_and_replicas_differ_from_the_manifest() -> None:
-    """What the demo shows is what a user installs."""
+    """The demo uses the manifest that users install."""
     before, after = documents(INSTALL.read_text()), documents(with_images(INSTALL.read_text(), "op:1", "tr:1", HUB))
     assert len(before) > 10
     assert list(before) == list(after)
@@ -69,20 +69,20 @@ def test_only_images_hub_and_replicas_differ_from_the_manifest() -> None:
     assert deployments[0] == deployments[1]
 
 
-def test_the_cluster_and_the_demo_build_no_helm() -> None:
-    """It takes minutes to compile. The tests and `make lint`, which need it, build it."""
+def test_the_cluster_and_the_demo_do_not_build_helm() -> None:
+    """Compiling it takes minutes. The tests and `make lint` build it."""
     assert binaries.HELM not in binaries.ALL
     assert binaries.HELM in binaries.TESTED
 
 
-def test_programs_are_built_before_the_python_environment_is_there() -> None:
-    """`make demo` compiles with the system's Python while the environment is installed: no package is imported."""
+def test_programs_are_built_without_the_python_environment() -> None:
+    """`make demo` compiles while the environment is installed, so only the standard library is used."""
     code = f"import sys; sys.path.insert(0, {str(REPOSITORY_ROOT / 'dev')!r}); import tunemill_dev.cluster.__main__"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
-def test_the_base_image_is_made_while_programs_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits here until the other has begun."""
+def test_the_base_image_is_built_while_programs_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each blocks until the other has started."""
     both = threading.Barrier(2, timeout=20)
     built = {"kubernetes": Path("/k")}
 
@@ -95,8 +95,8 @@ def test_the_base_image_is_made_while_programs_compile(monkeypatch: pytest.Monke
     assert lifecycle.ensure_programs() == built
 
 
-def test_a_base_image_that_cannot_be_made_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error comes out of the thread."""
+def test_a_failed_base_image_build_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exception of the thread is raised."""
 
     def fail() -> None:
         raise lifecycle.ClusterError("mmdebstrap failed")

@@ -1,4 +1,4 @@
-"""What the images may hold, read off their Dockerfiles: what they leave behind is what their last stage does."""
+"""Properties of the images, checked in the last stage of their Dockerfiles."""
 
 import os
 import re
@@ -13,7 +13,7 @@ IMAGES = [ROOT / "operator" / "Dockerfile", ROOT / "trainer_image" / "Dockerfile
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """Return word and rest of each instruction of the last stage, continued lines joined."""
+    """Return keyword and arguments of each instruction of the last stage, with continued lines joined."""
     text = "\n".join(line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#"))
     found = [line.split(None, 1) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
     last = max(number for number, (word, *_) in enumerate(found) if word == "FROM")
@@ -21,8 +21,8 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("dockerfile", IMAGES, ids=["operator", "trainer"])
-def test_it_runs_as_a_numeric_user_that_owns_nothing(dockerfile: Path):
-    """Kubernetes can check a number, and no file is made for that user."""
+def test_the_image_runs_as_a_numeric_user_that_owns_no_files(dockerfile: Path):
+    """Kubernetes can verify a numeric user."""
     steps = instructions(dockerfile)
     users = [rest for word, rest in steps if word == "USER"]
     assert users == ["65532:65532"]
@@ -32,8 +32,8 @@ def test_it_runs_as_a_numeric_user_that_owns_nothing(dockerfile: Path):
 
 
 @pytest.mark.parametrize("dockerfile", IMAGES, ids=["operator", "trainer"])
-def test_no_secret_and_no_download_cache_stays_in_it(dockerfile: Path):
-    """What a build needs to know, or keeps for the next one, is mounted while it lasts."""
+def test_the_image_contains_no_secret_and_no_download_cache(dockerfile: Path):
+    """Both are mounts of the build."""
     steps = instructions(dockerfile)
     assert {word for word, _ in steps} <= {"FROM", "RUN", "ENV", "USER", "EXPOSE", "ENTRYPOINT", "CMD"}
     for word, rest in steps:
@@ -45,8 +45,8 @@ def test_no_secret_and_no_download_cache_stays_in_it(dockerfile: Path):
 
 
 @pytest.mark.parametrize("dockerfile", IMAGES, ids=["operator", "trainer"])
-def test_everything_that_is_installed_is_pinned(dockerfile: Path):
-    """By hash, but for our own packages, which come from the build's context and bring nothing with them."""
+def test_every_installed_package_is_pinned(dockerfile: Path):
+    """By hash, except for our own packages, which are installed from the build context without dependencies."""
     installs = [part for _, rest in instructions(dockerfile) for part in rest.split("&&") if "pip install" in part]
     assert installs
     for install in installs:
@@ -56,15 +56,15 @@ def test_everything_that_is_installed_is_pinned(dockerfile: Path):
 @pytest.mark.parametrize(
     "dockerfile", [*IMAGES, ROOT / "dev" / "hub" / "Dockerfile"], ids=["operator", "trainer", "hub"]
 )
-def test_it_builds_for_both_processors(dockerfile: Path):
-    """It names no processor, so that BuildKit builds it for each platform that it is given."""
+def test_the_image_builds_for_both_architectures(dockerfile: Path):
+    """It names no architecture, so BuildKit builds it for each requested platform."""
     text = "\n".join(line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#"))
     assert not re.search(r"amd64|arm64|x86[_-]64|aarch64|--platform|TARGETARCH|BUILDARCH", text)
     assert {base for _, base in re.findall(r"^(FROM) (\S+)", text, re.MULTILINE)} == {"${BASE_IMAGE}"}
 
 
-def test_the_operators_image_has_no_compiler_and_the_trainers_is_checked():
-    """Only what runs on a GPU compiles; an image in which that would fail is not built, and the driver is found."""
+def test_the_operator_image_has_no_compiler_and_the_trainer_image_is_checked():
+    """Triton compiles at run time; a build without a working compiler fails, and the driver library is found."""
     operator, trainer = (instructions(dockerfile) for dockerfile in IMAGES)
     assert "apt-get" not in " ".join(rest for _, rest in operator)
     runs = [rest for word, rest in trainer if word == "RUN"]
@@ -77,8 +77,8 @@ def test_the_operators_image_has_no_compiler_and_the_trainers_is_checked():
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in environment
 
 
-def test_what_triton_compiles_before_its_first_kernel_compiles(tmp_path: Path):
-    """The check of the image's build succeeds where there is a compiler, and fails where there is none."""
+def test_the_compiler_check_of_triton_needs_a_c_compiler(tmp_path: Path):
+    """It succeeds with a compiler, and fails without one."""
     check = [sys.executable, str(ROOT / "trainer_image" / "check_compiler.py")]
     environment = {**os.environ, "HOME": str(tmp_path)}
     assert subprocess.run(check, env=environment, check=True, capture_output=True).stdout == b"Triton can compile\n"

@@ -1,4 +1,4 @@
-"""The documentation site: what MkDocs and GitHub must both understand."""
+"""Markdown that both MkDocs and GitHub render correctly."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,8 @@ def linked(markdown: str, source: str = "how-to/install.md") -> str:
     return link_sources(markdown, source, DOCS, REPOSITORY)
 
 
-def test_links_out_of_the_documentation_lead_to_the_repository() -> None:
-    """To a file, a folder, and a place in a file; at the version of the site."""
+def test_links_to_files_outside_the_documentation_point_to_the_repository() -> None:
+    """To a file, a folder, and a line in a file; at the version of the site."""
     start = REPOSITORY.format(kind="blob")
     assert linked("see [it](../../charts/install.yaml).") == f"see [it]({start}/charts/install.yaml)."
     assert linked("[it](../SECURITY.md#support)", "README.md") == f"[it]({start}/SECURITY.md#support)"
@@ -36,12 +36,12 @@ def test_links_out_of_the_documentation_lead_to_the_repository() -> None:
         "1. list\n\n    ```md\n    [it](../../charts/install.yaml)\n    ```\n",
     ],
 )
-def test_other_links_and_code_stay(markdown: str) -> None:
-    """MkDocs resolves links between pages; code is shown as it is."""
+def test_other_links_and_code_are_unchanged(markdown: str) -> None:
+    """MkDocs resolves links between pages."""
     assert linked(markdown) == markdown
 
 
-def test_a_link_to_a_missing_file_is_a_warning_which_fails_the_build(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_link_to_a_missing_file_fails_the_build(caplog: pytest.LogCaptureFixture) -> None:
     """MkDocs does not see the link, so the hook checks it."""
     linked("[it](../../charts/nothing.yaml)")
     (record,) = caplog.records
@@ -83,8 +83,8 @@ Steps:
 """
 
 
-def test_lists_of_github_are_lists_on_the_site() -> None:
-    """Two lists, three steps, code and paragraphs inside their steps, and nothing of the code changed."""
+def test_github_style_lists_are_rendered_as_lists() -> None:
+    """Two lists with three steps, and unchanged code and paragraphs inside them."""
     html = markdown.markdown(indent_lists(NESTED), extensions=["pymdownx.superfences", "sane_lists"])
     tree = ElementTree.fromstring(f"<body>{html}</body>")
     assert [child.tag for child in tree] == ["p", "ol", "ul"]
@@ -97,8 +97,8 @@ def test_lists_of_github_are_lists_on_the_site() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.relative_to(DOCS).as_posix())
-def test_no_code_of_a_page_is_shown_as_text(page: Path) -> None:
-    """A fence that stays in the text was not understood."""
+def test_code_blocks_are_not_rendered_as_text(page: Path) -> None:
+    """A fence in the text was not parsed."""
     html = markdown.markdown(
         indent_lists(page.read_text()), extensions=["pymdownx.superfences", "tables", "sane_lists"]
     )

@@ -1,4 +1,4 @@
-"""Who may see, read and write what on the local Hub, as the real client experiences it."""
+"""Permissions on the local Hub, tested with the real client."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ ONE_REPO, ONE_ORG, NO_GATED = "token-for-one-repo", "token-for-one-org", "token-
 
 
 def accounts() -> Accounts:
-    """Alice writes to acme and reads beta; Bob is on no list; tokens of every role."""
+    """Alice writes to acme and reads beta; Bob is in no organisation; tokens of every role."""
     fine = {"user": "alice", "role": "fineGrained", "read_gated_repos": True}
     write = ["repo.content.read", "repo.write"]
     return Accounts.model_validate(
@@ -35,7 +35,7 @@ def accounts() -> Accounts:
 
 @pytest.fixture
 def hub() -> Iterator[LocalHub]:
-    """A server with the accounts above and nothing on it."""
+    """A server with these accounts and no content."""
     with local_hub(accounts()) as running:
         yield running
 
@@ -46,7 +46,7 @@ def client(hub: LocalHub, token: str | bool) -> HfApi:
 
 
 def refusal(error: pytest.ExceptionInfo[HfHubHTTPError]) -> int:
-    """The status with which the Hub refused."""
+    """The status of the Hub's refusal."""
     return error.value.response.status_code
 
 
@@ -61,7 +61,7 @@ def gated_repository(hub: LocalHub) -> HfApi:
 
 @pytest.mark.parametrize(("token", "role"), [(WRITER, "write"), (READER, "read")])
 def test_whoami_names_the_role_of_a_classic_token_and_the_organisations(hub: LocalHub, token: str, role: str) -> None:
-    """A preflight can learn from whoami whether the token may write, and where."""
+    """A preflight check can find out where the token may write."""
     answer = client(hub, token).whoami()
     assert answer["name"] == "alice"
     assert {org["name"]: org["roleInOrg"] for org in answer["orgs"]} == {"acme": "write", "beta": "read"}
@@ -82,7 +82,7 @@ def test_whoami_lists_the_scopes_of_a_fine_grained_token(hub: LocalHub) -> None:
 
 
 def test_an_unknown_token_is_refused_everywhere(hub: LocalHub) -> None:
-    """A revoked token gives 401 even where nobody would need one, and is not mistaken for a missing repository."""
+    """A revoked token gives 401 even for public content, and is not mistaken for a missing repository."""
     client(hub, WRITER).create_repo("acme/tools")
     revoked = client(hub, "token-that-was-revoked")
     for call in (revoked.whoami, lambda: revoked.model_info("acme/tools")):
@@ -92,8 +92,8 @@ def test_an_unknown_token_is_refused_everywhere(hub: LocalHub) -> None:
         assert not isinstance(error.value, RepositoryNotFoundError)
 
 
-def test_a_private_repository_does_not_exist_for_others(hub: LocalHub) -> None:
-    """401 to nobody, 404 to a stranger, both RepositoryNotFoundError; members see it."""
+def test_a_private_repository_is_not_found_for_others(hub: LocalHub) -> None:
+    """401 without a token, 404 for other users, both RepositoryNotFoundError; members see it."""
     client(hub, WRITER).create_repo("acme/tools", private=True)
     assert client(hub, READER).model_info("acme/tools").private is True
     for token, status in ((False, 401), (STRANGER, 404)):
@@ -102,15 +102,15 @@ def test_a_private_repository_does_not_exist_for_others(hub: LocalHub) -> None:
         assert refusal(error) == status
 
 
-def test_making_a_private_repository_public_opens_it(hub: LocalHub) -> None:
+def test_a_private_repository_can_be_made_public(hub: LocalHub) -> None:
     """Visibility can change after creation."""
     client(hub, WRITER).create_repo("acme/tools", private=True)
     client(hub, WRITER).update_repo_settings("acme/tools", private=False)
     assert client(hub, False).model_info("acme/tools").private is False
 
 
-def test_a_gated_repository_shows_its_page_and_keeps_its_files(hub: LocalHub, tmp_path: object) -> None:
-    """Metadata are open; files give 401 to nobody, 403 to a user who is not on the list."""
+def test_a_gated_repository_shows_metadata_but_not_files(hub: LocalHub, tmp_path: object) -> None:
+    """Files give 401 without a token, 403 to a user who is not on the access list."""
     gated_repository(hub)
     assert client(hub, False).model_info("beta/base").gated == "manual"
     for token, status in ((False, 401), (STRANGER, 403)):
@@ -147,16 +147,14 @@ def test_a_read_token_can_neither_create_nor_push(hub: LocalHub) -> None:
 
 
 @pytest.mark.parametrize("namespace", ["mallory", "beta", "nowhere"])
-def test_a_foreign_namespace_is_refused(hub: LocalHub, namespace: str) -> None:
-    """Another user, an organisation where the role is read, and one that does not exist are all 403."""
+def test_a_foreign_namespace_is_forbidden(hub: LocalHub, namespace: str) -> None:
+    """Another user, an organisation with role read, and a missing organisation all give 403."""
     with pytest.raises(HfHubHTTPError, match=f'under the namespace "{namespace}"') as error:
         client(hub, WRITER).create_repo(f"{namespace}/tools")
     assert refusal(error) == 403
 
 
-def test_a_token_for_one_repository_pushes_there_and_nowhere_else(
-    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_for_one_repository_pushes_only_there(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot create the repository, as on the real Hub; `exist_ok` works when it is there."""
     # huggingface_hub 2.4.0 ignores HfApi's endpoint in just this case, and looks at HF_ENDPOINT alone.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
@@ -172,8 +170,8 @@ def test_a_token_for_one_repository_pushes_there_and_nowhere_else(
     assert refusal(error) == 403
 
 
-def test_a_token_for_an_organisation_creates_there_and_not_at_home(hub: LocalHub) -> None:
-    """The scope of the token cuts what its user may do."""
+def test_a_token_for_an_organisation_creates_only_there(hub: LocalHub) -> None:
+    """The scope of the token limits the permissions of its user."""
     client(hub, ONE_ORG).create_repo("acme/tools", private=True)
     with pytest.raises(HfHubHTTPError) as error:
         client(hub, ONE_ORG).create_repo("alice/tools")
@@ -182,8 +180,8 @@ def test_a_token_for_an_organisation_creates_there_and_not_at_home(hub: LocalHub
         client(hub, NO_GATED).model_info("acme/tools")
 
 
-def test_only_writers_delete(hub: LocalHub) -> None:
-    """Deleting needs the namespace; afterwards the name is free again."""
+def test_only_writers_can_delete(hub: LocalHub) -> None:
+    """Afterwards the name is available again."""
     client(hub, WRITER).create_repo("acme/tools")
     with pytest.raises(HfHubHTTPError) as error:
         client(hub, STRANGER).delete_repo("acme/tools")
@@ -202,7 +200,7 @@ def test_creating_twice_is_a_conflict_unless_allowed(hub: LocalHub) -> None:
     assert client(hub, WRITER).create_repo("acme/tools", exist_ok=True).repo_id == "acme/tools"
 
 
-def test_a_token_of_nobody_is_refused_when_accounts_are_read() -> None:
+def test_a_token_of_an_unknown_user_is_rejected_when_accounts_are_read() -> None:
     """A mistake in the accounts file is named, without showing the token."""
     with pytest.raises(ValidationError, match="names user 'eve', who is not in users"):
         Accounts.model_validate({"users": {}, "tokens": [{"value": "abcdefgh", "user": "eve", "role": "read"}]})

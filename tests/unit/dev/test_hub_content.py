@@ -85,7 +85,7 @@ def commit(hub: LocalHub, *operations: CommitOperation, parent_commit: str | Non
 
 
 def raw_commit(hub: LocalHub, key: str, **value: object) -> tuple[int, str]:
-    """A commit with one operation of this kind, as another client would send it; gives status and body."""
+    """Send a commit with one operation of this kind, as another client would; return status and body."""
     lines = [{"key": "header", "value": {"summary": "raw"}}, {"key": key, "value": value}]
     answer = get_session().post(
         f"{hub.url}/api/models/acme/tools/commit/main",
@@ -95,7 +95,7 @@ def raw_commit(hub: LocalHub, key: str, **value: object) -> tuple[int, str]:
     return answer.status_code, answer.text
 
 
-def test_a_folder_comes_back_as_it_was_pushed(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_pushed_folder_can_be_downloaded_unchanged(hub: LocalHub, tmp_path: Path) -> None:
     """Text, LFS in one piece, LFS in parts, binary, an empty file and a sub-folder survive the round trip."""
     sent = folder(
         tmp_path / "sent",
@@ -115,7 +115,7 @@ def test_a_folder_comes_back_as_it_was_pushed(hub: LocalHub, tmp_path: Path) -> 
 
 
 def test_pushing_the_same_folder_again_makes_no_commit(hub: LocalHub, tmp_path: Path) -> None:
-    """Publishing twice is harmless: content that is there is neither sent nor committed again."""
+    """Existing content is neither sent nor committed again."""
     sent = folder(tmp_path, model_safetensors=os.urandom(1000), config_json=b"{}")
     first = client(hub).upload_folder(repo_id="acme/tools", folder_path=sent).oid
     seen = len(hub.requests)
@@ -163,7 +163,7 @@ def test_trees_list_folders_and_files(hub: LocalHub) -> None:
 
 
 def test_every_revision_keeps_its_own_files(hub: LocalHub) -> None:
-    """Branch, tag and commit id each give the files and the commit of then, not those of the newest commit."""
+    """Branch, tag and commit id each give their own files and commit, not those of the newest commit."""
     first = put(hub, "a.txt", b"one")
     api = client(hub)
     api.create_tag("acme/tools", tag="v1")
@@ -182,7 +182,7 @@ def test_every_revision_keeps_its_own_files(hub: LocalHub) -> None:
     assert [c.commit_id for c in api.list_repo_commits("acme/tools")][:2] == [second, first]
 
 
-def test_refs_can_be_made_once_and_removed(hub: LocalHub) -> None:
+def test_refs_can_be_created_once_and_deleted(hub: LocalHub) -> None:
     """A second creation is a conflict unless allowed; a removed ref is RevisionNotFound; main cannot be removed."""
     api = client(hub)
     api.create_tag("acme/tools", tag="v1")
@@ -230,8 +230,8 @@ def test_a_file_can_be_copied_by_the_server(hub: LocalHub) -> None:
     assert read(hub, "b.txt") == b"one"
 
 
-def test_a_commit_on_a_stale_parent_is_refused(hub: LocalHub) -> None:
-    """412 tells a pusher who named the parent that somebody was faster."""
+def test_a_commit_on_a_stale_parent_is_rejected(hub: LocalHub) -> None:
+    """With 412, if the client names a parent."""
     first = put(hub, "a.txt", b"one")
     put(hub, "a.txt", b"two")
     with pytest.raises(HfHubHTTPError) as error:
@@ -240,7 +240,7 @@ def test_a_commit_on_a_stale_parent_is_refused(hub: LocalHub) -> None:
     assert read(hub, "a.txt") == b"two"
 
 
-def test_concurrent_pushes_both_arrive(hub: LocalHub) -> None:
+def test_concurrent_pushes_both_succeed(hub: LocalHub) -> None:
     """Two pushes that name no parent become two commits, and neither loses the other's file."""
     together = threading.Barrier(2)
 
@@ -258,8 +258,8 @@ def test_concurrent_pushes_both_arrive(hub: LocalHub) -> None:
     ("front_matter", "complaint"),
     [("tags: tools", "tags"), ("base_model: [a, 3]", "base_model"), ("- a\n- b", "mapping"), ("a: [", "not YAML")],
 )
-def test_a_card_with_bad_metadata_is_refused(hub: LocalHub, front_matter: str, complaint: str) -> None:
-    """The client asks before it uploads, and the commit is refused all the same when it does not ask."""
+def test_a_card_with_invalid_metadata_is_rejected(hub: LocalHub, front_matter: str, complaint: str) -> None:
+    """The client validates before it uploads, and the commit is rejected too."""
     card = f"---\n{front_matter}\n---\n# Tools\n"
     with pytest.raises(ValueError, match=complaint):
         put(hub, "README.md", card.encode())
@@ -270,20 +270,20 @@ def test_a_card_with_bad_metadata_is_refused(hub: LocalHub, front_matter: str, c
 
 @pytest.mark.parametrize("path", ["../escape", "/absolute", "a/../../b", ".git/config", ""])
 def test_paths_cannot_leave_the_repository(hub: LocalHub, path: str) -> None:
-    """A commit that names such a path is refused, whatever client sent it."""
+    """A commit with such a path is rejected."""
     status, body = raw_commit(hub, "file", path=path, content="x", encoding="utf-8")
     assert (status, "plain path" in body) == (400, True)
 
 
 def test_content_that_was_not_uploaded_cannot_be_committed(hub: LocalHub) -> None:
-    """Knowing a digest is not having the content."""
+    """A known digest is not enough."""
     oid = hashlib.sha256(b"secret of another repository").hexdigest()
     status, body = raw_commit(hub, "lfsFile", path="w.bin", algo="sha256", oid=oid, size=28)
     assert (status, "was not uploaded" in body) == (400, True)
 
 
-def test_uploads_are_checked_and_need_an_address_that_was_given_out(hub: LocalHub) -> None:
-    """Other bytes than promised are refused, and so is an address that somebody made up."""
+def test_uploads_are_verified_and_need_an_issued_url(hub: LocalHub) -> None:
+    """Other bytes than announced are rejected, and so is a URL that was not issued."""
     oid = hashlib.sha256(b"promised").hexdigest()
     batch = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": oid, "size": 8}]}
     headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -297,7 +297,7 @@ def test_uploads_are_checked_and_need_an_address_that_was_given_out(hub: LocalHu
 
 
 def test_ranges_and_etags_are_served(hub: LocalHub) -> None:
-    """A part of a file is 206 with its place; a range outside is 416; HEAD names commit, ETag and size."""
+    """A range is 206 with its position; a range outside is 416; HEAD has commit, ETag and size."""
     content = bytes(range(256)) * 10
     oid = put(hub, "w.bin", content)
     url = f"{hub.url}/acme/tools/resolve/main/w.bin"
@@ -312,7 +312,7 @@ def test_ranges_and_etags_are_served(hub: LocalHub) -> None:
     assert head.headers["X-Linked-Size"] == head.headers["Content-Length"] == "2560"
 
 
-def test_a_missing_file_names_the_commit_that_was_searched(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_missing_file_error_names_the_commit(hub: LocalHub, tmp_path: Path) -> None:
     """Clients cache the absence of optional files per commit."""
     oid = put(hub, "a.txt", b"a")
     with pytest.raises(RemoteEntryNotFoundError) as error:
@@ -320,7 +320,7 @@ def test_a_missing_file_names_the_commit_that_was_searched(hub: LocalHub, tmp_pa
     assert error.value.response.headers["X-Repo-Commit"] == oid
 
 
-def test_datasets_live_beside_models(hub: LocalHub, tmp_path: Path) -> None:
+def test_datasets_and_models_can_have_the_same_name(hub: LocalHub, tmp_path: Path) -> None:
     """A dataset of the same name is another repository."""
     api = client(hub)
     api.create_repo("acme/tools", repo_type="dataset")
@@ -331,8 +331,8 @@ def test_datasets_live_beside_models(hub: LocalHub, tmp_path: Path) -> None:
     assert paths(hub) == []
 
 
-def test_a_restart_keeps_everything(tmp_path: Path) -> None:
-    """Content, history, refs and settings are on disk; a half upload is forgotten."""
+def test_content_survives_a_restart(tmp_path: Path) -> None:
+    """Content, history, refs and settings are on disk; an incomplete upload is discarded."""
     with local_hub(ACCOUNTS, data=tmp_path) as hub:
         client(hub).create_repo("acme/tools", private=True)
         first = put(hub, "w.safetensors", b"weights")
@@ -362,15 +362,15 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     ],
 )
 def test_a_malformed_commit_is_a_bad_request(hub: LocalHub, body: bytes, complaint: str) -> None:
-    """400 with what was expected, and nothing is committed."""
+    """400 with the expected form, and nothing is committed."""
     url = f"{hub.url}/api/models/acme/tools/commit/main"
     answer = get_session().post(url, content=body, headers={"Authorization": f"Bearer {TOKEN}"})
     assert (answer.status_code, complaint in answer.text) == (400, True), answer.text
     assert paths(hub) == []
 
 
-def test_pull_requests_and_commits_on_tags_are_refused(hub: LocalHub) -> None:
-    """What the server does not do it says, in place of writing to main."""
+def test_pull_requests_and_commits_on_tags_are_rejected(hub: LocalHub) -> None:
+    """Unsupported operations do not write to main."""
     client(hub).create_tag("acme/tools", tag="v1")
     for options in ({"create_pr": True}, {"revision": "v1"}):
         with pytest.raises(BadRequestError, match="branches only"):

@@ -1,4 +1,4 @@
-"""Failures on demand: what the real client does when the Hub is slow, busy, broken or gone."""
+"""Injected failures: how the real client handles a slow, busy, failing or unreachable Hub."""
 
 import time
 from collections.abc import Iterator
@@ -38,13 +38,13 @@ def push(hub: LocalHub, path: str = "a.txt", content: bytes = b"a") -> None:
 
 
 def statuses(hub: LocalHub, method: str, part: str) -> list[int]:
-    """How the requests of this kind were answered, in order."""
+    """The statuses of the requests of this kind, in order."""
     return [seen.status for seen in hub.requests if seen.method == method and part in seen.path]
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_commit_meets_a_busy_hub_once(hub: LocalHub, status: int) -> None:
-    """The client does not retry a commit: the pusher has to, and the second try goes through."""
+def test_a_commit_fails_once_with_too_many_requests(hub: LocalHub, status: int) -> None:
+    """The client does not retry a commit. The second attempt succeeds."""
     hub.fail(Fault(method="POST", path="/commit/", status=status, headers={"Retry-After": "1"}))
     with pytest.raises(HfHubHTTPError) as error:
         push(hub)
@@ -54,15 +54,15 @@ def test_a_commit_meets_a_busy_hub_once(hub: LocalHub, status: int) -> None:
     assert statuses(hub, "POST", "/commit/") == [status, 200]
 
 
-def test_an_upload_that_fails_is_sent_again_by_the_client(hub: LocalHub) -> None:
-    """A storage error in the middle of a push costs one retry, no failure."""
+def test_a_failed_upload_is_retried_by_the_client(hub: LocalHub) -> None:
+    """A storage error during a push costs one retry."""
     hub.fail(Fault(method="PUT", path="^/_lfs/", status=500))
     push(hub, "w.safetensors", b"weights")
     assert statuses(hub, "PUT", "/_lfs/") == [500, 200]
 
 
-def test_a_download_goes_on_where_it_broke(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the connection breaks in the middle of a file, the client asks for the rest only."""
+def test_an_interrupted_download_resumes(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a broken connection, the client requests only the rest of the file."""
     # The client counts what it has in chunks of 10 MB; smaller ones keep the file of this test small.
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1_000_000)
     content = bytes(range(256)) * 40_000
@@ -73,32 +73,32 @@ def test_a_download_goes_on_where_it_broke(hub: LocalHub, tmp_path: Path, monkey
     assert statuses(hub, "GET", "/resolve/") == [200, 206]
 
 
-def test_a_dropped_connection_has_no_answer(hub: LocalHub) -> None:
-    """Such a request is recorded with status 0, so that a test can tell it happened."""
+def test_a_dropped_connection_has_no_response(hub: LocalHub) -> None:
+    """Such a request is recorded with status 0."""
     hub.fail(Fault(path="whoami", drop_connection=True))
     with pytest.raises(Exception, match="disconnected"):
         client(hub).whoami()
     assert statuses(hub, "GET", "whoami") == [0]
 
 
-def test_a_fault_may_choose_the_clients_exception(hub: LocalHub) -> None:
-    """Error code and message are the Hub's own headers."""
+def test_a_fault_can_select_the_exception_of_the_client(hub: LocalHub) -> None:
+    """Error code and message are in the Hub's headers."""
     hub.fail(Fault(path="auth-check", status=403, error_code="GatedRepo", message="ask first", times=-1))
     for _ in range(2):
         with pytest.raises(GatedRepoError, match="ask first"):
             client(hub).auth_check("alice/tools")
 
 
-def test_a_slow_answer_is_still_an_answer(hub: LocalHub) -> None:
-    """A fault with a delay and no status only costs time."""
+def test_a_slow_response_succeeds(hub: LocalHub) -> None:
+    """A fault with a delay and no status only delays."""
     hub.fail(Fault(path="whoami", delay_seconds=0.2))
     begin = time.monotonic()
     assert client(hub).whoami()["name"] == "alice"
     assert time.monotonic() - begin >= 0.2
 
 
-def test_faults_and_requests_are_reached_over_http_by_the_admin_alone(hub: LocalHub) -> None:
-    """The demo steers a pod: it adds a fault, sees it happen in the record, and clears the rest."""
+def test_only_the_admin_can_access_faults_and_requests_over_http(hub: LocalHub) -> None:
+    """The demo adds a fault, finds it in the recorded requests, and clears the rest."""
     admin = {"Authorization": f"Bearer {ADMIN}"}
     faults, requests = f"{hub.url}/_local/faults", f"{hub.url}/_local/requests"
     for headers in ({}, {"Authorization": f"Bearer {TOKEN}"}):
@@ -115,15 +115,15 @@ def test_faults_and_requests_are_reached_over_http_by_the_admin_alone(hub: Local
     assert client(hub).whoami()["name"] == "alice"
 
 
-def test_without_an_admin_token_nobody_reaches_the_faults() -> None:
-    """An empty token is no password."""
+def test_without_an_admin_token_faults_are_not_accessible() -> None:
+    """An empty token is not accepted."""
     with local_hub(ACCOUNTS) as hub:
         for headers in ({}, {"Authorization": "Bearer"}):
             assert get_session().get(f"{hub.url}/_local/requests", headers=headers).status_code == 403
 
 
 @pytest.mark.parametrize("wrong", [{"path": "("}, {"path": ".", "status": 200}, {"path": ".", "tims": 1}])
-def test_a_wrong_fault_is_refused(wrong: dict[str, object]) -> None:
-    """A typing error must not make a test pass because nothing failed."""
+def test_an_invalid_fault_is_rejected(wrong: dict[str, object]) -> None:
+    """A typo must not make a test pass because no fault occurred."""
     with pytest.raises(ValidationError):
         Fault.model_validate(wrong)

@@ -1,4 +1,4 @@
-"""The Hub as a process of its own: what the pod and the training libraries see."""
+"""The Hub as a separate process, as used by the pod and the training libraries."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def eventually(check: Callable[[], object], seconds: float = 30) -> None:
 
 @contextmanager
 def running_hub(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The server as the pod starts it; gives its address and its process."""
+    """The server as the pod starts it; yields its URL and its process."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "tunemill_dev.hub", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--data", str(folder / "data"), "--accounts", str(folder / "accounts.json")]
@@ -87,8 +87,8 @@ def write_accounts(folder: Path, accounts: dict[str, object]) -> None:
     (folder / "new.json").replace(folder / "accounts.json")
 
 
-def test_accounts_are_read_again_when_their_file_changes(tmp_path: Path) -> None:
-    """A token can be added and revoked without a restart; a broken file changes nothing."""
+def test_accounts_are_reloaded_when_their_file_changes(tmp_path: Path) -> None:
+    """Tokens can be added and revoked without a restart; an invalid file changes nothing."""
     write_accounts(tmp_path, ACCOUNTS)
     with running_hub(tmp_path) as (url, _):
         old, new = (HfApi(endpoint=url, token=token) for token in ("token-of-alice", "another-token"))
@@ -102,8 +102,8 @@ def test_accounts_are_read_again_when_their_file_changes(tmp_path: Path) -> None
             old.whoami()
 
 
-def test_it_stops_when_told_and_comes_back_with_its_content(tmp_path: Path) -> None:
-    """SIGTERM ends it with status 0, and a new process serves what the old one stored."""
+def test_the_hub_stops_on_sigterm_and_restarts_with_its_content(tmp_path: Path) -> None:
+    """It exits with 0, and a new process serves the stored content."""
     write_accounts(tmp_path, ACCOUNTS)
     with running_hub(tmp_path) as (url, process):
         HfApi(endpoint=url, token="token-of-alice").create_repo("acme/tools", private=True)
@@ -117,8 +117,8 @@ def test_it_stops_when_told_and_comes_back_with_its_content(tmp_path: Path) -> N
     ("content", "complaint"),
     [(None, "No such file"), ("{", "Invalid JSON"), ('{"users": {}, "token": []}', "token: Extra inputs")],
 )
-def test_accounts_that_cannot_be_used_stop_the_start(tmp_path: Path, content: str | None, complaint: str) -> None:
-    """One line says what is wrong with which file; no traceback."""
+def test_invalid_accounts_fail_the_startup(tmp_path: Path, content: str | None, complaint: str) -> None:
+    """One line has the file and the error; no traceback."""
     if content is not None:
         (tmp_path / "accounts.json").write_text(content)
     options = ["--data", str(tmp_path / "data"), "--accounts", str(tmp_path / "accounts.json")]
@@ -132,8 +132,8 @@ def test_accounts_that_cannot_be_used_stop_the_start(tmp_path: Path, content: st
 
 
 @pytest.mark.slow
-def test_transformers_and_peft_work_against_it_unchanged(tmp_path: Path) -> None:
-    """A model, its tokenizer and a LoRA adapter on it are pushed and loaded by name through HF_ENDPOINT."""
+def test_transformers_and_peft_work_with_the_hub(tmp_path: Path) -> None:
+    """A model, its tokenizer and a LoRA adapter are pushed, and loaded by name through HF_ENDPOINT."""
     write_accounts(tmp_path, ACCOUNTS)
     with running_hub(tmp_path) as (url, _):
         hugging_face = {"HF_ENDPOINT": url, "HF_TOKEN": "token-of-alice", "HF_HOME": str(tmp_path / "hf")}

@@ -1,4 +1,4 @@
-"""What `make test` says at its end about the time that layers and tests took."""
+"""The summary of `make test` with the time of layers and tests."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,17 +10,17 @@ from tunemill_dev.layers import Layer, table
 
 
 def a_make(folder: Path, script: str) -> str:
-    """Return a program that stands in for make; `$1` is the target."""
+    """Return a replacement for make; `$1` is the target."""
     program = folder / "make"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     return str(program)
 
 
-def test_a_layer_that_fails_ends_the_run(
+def test_a_failed_layer_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit status is that of the layer, and all that ran are shown."""
+    """The exit status is that of the layer, and all executed layers are shown."""
     monkeypatch.chdir(tmp_path)
     make = a_make(tmp_path, 'echo "$1" >> ran; test "$1" != types || exit 2')
     assert layers.main(make, ["lint", "types", "contracts", "--", "test-unit"]) == 2
@@ -36,7 +36,7 @@ def test_a_layer_that_fails_ends_the_run(
     assert printed.err == "\nfailed: types\n"
 
 
-def test_of_the_layers_that_all_run_each_failure_is_named(
+def test_every_failed_layer_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The exit status is that of the first."""
@@ -47,8 +47,8 @@ def test_of_the_layers_that_all_run_each_failure_is_named(
     assert capsys.readouterr().err == "\nfailed: test-unit, test-e2e\n"
 
 
-def test_the_table_has_minutes_and_their_sum() -> None:
-    """By the clock and by the processor."""
+def test_the_table_shows_minutes_and_their_sum() -> None:
+    """Wall time and CPU time."""
     assert table([Layer("lint", 60, 30), Layer("types", 90, 96)]).splitlines()[2:] == [
         "| lint | 1.0 | 0.5 |",
         "| types | 1.5 | 1.6 |",
@@ -59,7 +59,7 @@ def test_the_table_has_minutes_and_their_sum() -> None:
 def test_the_slowest_tests_of_this_run_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A test's time is that of all its phases; what an earlier run noted is not shown."""
+    """A test's time is that of all its phases; an earlier run is not shown."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(timing, "TIMES", tmp_path / layers.TIMES)
     noted(("old", 9.0, 1.0))
@@ -74,7 +74,7 @@ def test_the_slowest_tests_of_this_run_are_shown(
 
 
 def noted(*phases: tuple[str, float, float]) -> None:
-    """Let the plugin note a run of tests with these phases: name, seconds, processor seconds."""
+    """Record a run of tests with these phases: name, seconds, CPU seconds."""
     times = timing.Times(SimpleNamespace(args=["tests/unit"]))
     for name, seconds, processor in phases:
         times.pytest_runtest_logreport(SimpleNamespace(nodeid=name, duration=seconds, processor=processor))

@@ -1,4 +1,4 @@
-"""The cluster's programs as wheels: what is in them, and that they are used instead of a build."""
+"""The cluster's programs as wheels: their content, and their use instead of a build."""
 
 import base64
 import csv
@@ -17,7 +17,7 @@ GROUP = binaries.Group("two", ("example.org/a/cmd/one", "go.example.org/server/v
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without Go in which nothing is built."""
+    """A home without Go and without built programs."""
     monkeypatch.setenv("TUNEMILL_HOME", str(tmp_path / "home"))
 
     def no_build(group: binaries.Group, _: Path) -> None:
@@ -28,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def build(group: binaries.Group) -> None:
-    """Put programs where a build leaves them."""
+    """Put programs where a build puts them."""
     folder = binaries.folder(group)
     folder.mkdir(parents=True, exist_ok=True)
     for program in group.programs:
@@ -36,7 +36,7 @@ def build(group: binaries.Group) -> None:
 
 
 def install(wheel: Path, home: Path) -> None:
-    """Unpack a wheel as pip and uv do, which keep the right to execute."""
+    """Unpack a wheel like pip and uv, which keep the executable bit."""
     with zipfile.ZipFile(wheel) as archive:
         for info in archive.infolist():
             path = Path(archive.extract(info, home / "wheels"))
@@ -44,8 +44,8 @@ def install(wheel: Path, home: Path) -> None:
                 path.chmod(0o755)
 
 
-def test_every_program_of_the_cluster_is_in_one_wheel() -> None:
-    """What is missing would be built, which needs Go."""
+def test_every_program_of_the_cluster_is_in_exactly_one_wheel() -> None:
+    """A missing one would need a build with Go."""
     packed = [
         (group.name, name) for content in wheels.WHEELS.values() for group, names in content.items() for name in names
     ]
@@ -59,7 +59,7 @@ def test_programs_have_the_names_of_their_packages() -> None:
     assert binaries.COREDNS.programs == ("coredns",)
 
 
-def test_a_wheel_is_valid_and_the_same_each_time(home: Path, tmp_path: Path) -> None:
+def test_a_wheel_is_valid_and_reproducible(home: Path, tmp_path: Path) -> None:
     """RECORD has the digest of each file; static programs run with every libc."""
     build(GROUP)
     content = {GROUP: GROUP.programs}
@@ -84,7 +84,7 @@ def test_a_wheel_is_valid_and_the_same_each_time(home: Path, tmp_path: Path) -> 
 
 
 def test_installed_programs_are_used_without_go(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when a group's programs come in several wheels; an incomplete group is built."""
+    """Also if a group's programs come in several wheels; an incomplete group is built."""
     build(GROUP)
     parts = [wheels.write_wheel(f"part-{name}", {GROUP: (name,)}, "1", "x86_64", tmp_path) for name in GROUP.programs]
     for built in (home / "bin").iterdir():

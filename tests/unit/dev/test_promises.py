@@ -1,4 +1,4 @@
-"""The pages about security and installation name the tests that hold what they say, and these tests exist."""
+"""The pages about security, installation and privacy name the tests of their statements, and these tests exist."""
 
 import ast
 import re
@@ -28,7 +28,7 @@ def functions_in(path: str) -> frozenset[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_test_that_a_page_names_exists(page: str) -> None:
-    """A test that was renamed or removed takes its promise with it."""
+    """A renamed or removed test needs a change of the page."""
     named = NAMED.findall((ROOT / page).read_text())
     assert named
     for path, name in named:
@@ -37,7 +37,7 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
 
 
 def test_every_attack_in_the_table_has_a_test() -> None:
-    """Whoever adds a row says what holds it."""
+    """A new row names its test."""
     rows = re.findall(
         r"^\|(.*)\|$", (ROOT / PAGES[0]).read_text().split("## Prevented attacks")[1].split("\n## ")[0], re.MULTILINE
     )
@@ -48,7 +48,7 @@ def test_every_attack_in_the_table_has_a_test() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_section_names_what_holds_it(page: str) -> None:
+def test_every_section_names_its_tests(page: str) -> None:
     """In the text or in a comment."""
     sections = re.split(r"^##+ (.*)$", (ROOT / page).read_text(), flags=re.MULTILINE)
     for title, text in zip(sections[1::2], sections[2::2], strict=True):

@@ -1,4 +1,4 @@
-"""The small recipes are like the large ones: what is proven with them holds for what they stand for."""
+"""The small recipes have the same properties as the large ones that they represent in tests."""
 
 import yaml
 from tunemill_dev.testbed import SAMPLES
@@ -28,8 +28,8 @@ GUIDE = (
 """What Google's guide prints of its first row."""
 
 
-def test_the_functiongemma_sample_is_rendered_as_its_guide_prints_it():
-    """A row of the guide's, with the tools of the sample's ConfigMap and the small base's template, is its prompt."""
+def test_the_functiongemma_sample_is_rendered_as_in_its_guide():
+    """A row of the guide with the sample's tools and the small base model's template gives the guide's prompt."""
     _, config = yaml.safe_load_all((SAMPLES / "functiongemma.yaml").read_text())
     tools = given_tools(config["data"]["tools.json"], "tools.json")
     messages, _ = simple.read(
@@ -44,14 +44,14 @@ def test_the_functiongemma_sample_is_rendered_as_its_guide_prints_it():
     assert text.strip() == GUIDE
 
 
-def test_every_row_asks_something_else():
-    """No request is drawn twice, so that what is held out was not trained on."""
+def test_every_row_has_a_different_request():
+    """Held-out requests must not occur in training rows."""
     requests = [row["user_content"] for row in search_rows(240, seed=1)]
     assert len(set(requests)) == 240
 
 
-def test_the_rows_that_think_are_understood_with_their_traps():
-    """Tools in prose, calls as Python literals and a misspelt tag become a thought, a call, an answer and a reply."""
+def test_rows_with_reasoning_are_read():
+    """Tools in prose, calls as Python literals and a misspelt tag become reasoning, a call, a response and a reply."""
     messages, tools = hermes.read(thinking_rows(1, seed=2)[0])
     assert [message.role for message in messages] == [Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.TOOL, Role.ASSISTANT]
     acts, replies = messages[2], messages[4]

@@ -1,4 +1,4 @@
-"""What the GitHub workflows may do, and what a release holds; `make lint` checks their syntax with actionlint."""
+"""Permissions of the GitHub workflows, and the content of a release; `make lint` checks the syntax with actionlint."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ PINNED = re.compile(r"uses: (?:\./\S+|[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)")
 
 
 def steps(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the steps of a job; none when it calls a workflow."""
+    """Return the steps of a job; none if it calls a workflow."""
     return job.get("steps", [])
 
 
@@ -33,7 +33,7 @@ def commands(job: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_actions_are_pinned_by_commit(path: Path) -> None:
-    """A tag can be moved to other code; the version behind it is for people and Dependabot."""
+    """A tag can be moved; the version in the comment is for readers and Dependabot."""
     for line in path.read_text().splitlines():
         if "uses:" in line:
             assert PINNED.search(line), line
@@ -48,8 +48,8 @@ def test_an_action_has_one_commit_in_all_workflows() -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_jobs_have_only_the_permissions_that_they_name(name: str) -> None:
-    """A workflow gives none; a job that writes nothing reads the code at most. Every job ends by itself."""
+def test_jobs_have_only_the_permissions_they_declare(name: str) -> None:
+    """Workflows grant none; a job that writes nothing has at most read access to the code. Every job has a timeout."""
     workflow = WORKFLOWS[name]
     assert workflow["permissions"] == {}
     for title, job in workflow["jobs"].items():
@@ -62,14 +62,14 @@ def test_jobs_have_only_the_permissions_that_they_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_no_text_of_a_stranger_reaches_a_shell(name: str) -> None:
-    """Expressions are written into a script before the shell reads it, so that scripts take variables instead."""
+def test_no_untrusted_text_is_used_in_a_shell(name: str) -> None:
+    """Expressions are expanded before the shell runs, so scripts use environment variables."""
     for title, job in WORKFLOWS[name]["jobs"].items():
         assert "${{" not in commands(job), title
 
 
-def test_only_who_pushes_keeps_the_token_in_the_checkout() -> None:
-    """What a later step runs could read it there."""
+def test_only_jobs_that_push_keep_the_token_in_the_checkout() -> None:
+    """Later steps could read it there."""
     for name, workflow in WORKFLOWS.items():
         for title, job in workflow["jobs"].items():
             for step in steps(job):
@@ -78,8 +78,8 @@ def test_only_who_pushes_keeps_the_token_in_the_checkout() -> None:
                     assert keeps is (name == "docs"), f"{name}: {title}"
 
 
-def test_pull_requests_run_the_quick_tests_and_merges_all() -> None:
-    """In a clean checkout, by the same commands as a contributor."""
+def test_pull_requests_run_the_quick_tests_and_merges_run_all_tests() -> None:
+    """In a clean checkout, with the commands of a contributor."""
     jobs = WORKFLOWS["ci"]["jobs"]
     assert "make test-quick" in commands(jobs["quick"])
     assert "bash .ci/run" in commands(jobs["test"])
@@ -87,7 +87,7 @@ def test_pull_requests_run_the_quick_tests_and_merges_all() -> None:
 
 
 def test_a_release_is_tested_before_anything_is_published() -> None:
-    """Every job that may write somewhere comes after the tests."""
+    """Every job with write permissions comes after the tests."""
 
     def needs(title: str) -> set[str]:
         direct = RELEASE[title].get("needs", [])
@@ -99,8 +99,8 @@ def test_a_release_is_tested_before_anything_is_published() -> None:
             assert {"version", "test"} <= needs(title), title
 
 
-def test_both_images_are_built_for_both_processors_with_provenance_and_sbom() -> None:
-    """Each on a machine of its kind: under emulation the trainer's image would take hours."""
+def test_both_images_are_built_for_both_architectures_with_provenance_and_sbom() -> None:
+    """Each on a native runner: emulation would take hours for the trainer image."""
     job = RELEASE["image"]
     assert job["strategy"]["matrix"]["image"] == ["tunemill-operator", "tunemill-trainer"]
     assert job["strategy"]["matrix"]["architecture"] == ["amd64", "arm64"]
@@ -112,8 +112,8 @@ def test_both_images_are_built_for_both_processors_with_provenance_and_sbom() ->
 
 
 @pytest.mark.parametrize("title", ["sign-image", "chart"])
-def test_what_goes_to_the_registry_is_signed_and_attested_by_digest(title: str) -> None:
-    """Without a key: the signature names this workflow and the tag."""
+def test_pushed_images_are_signed_and_attested_by_digest(title: str) -> None:
+    """Keyless: the signature has the identity of this workflow and the tag."""
     job = RELEASE[title]
     assert re.search(r'cosign sign --yes .*@\$DIGEST"', commands(job))
     assert "actions/attest-build-provenance" in used(job)
@@ -123,7 +123,7 @@ def test_what_goes_to_the_registry_is_signed_and_attested_by_digest(title: str) 
 
 
 def test_a_github_release_has_manifests_chart_wheels_and_signed_checksums() -> None:
-    """And PyPI gets the packages and the programs, by its trust in this workflow."""
+    """PyPI gets the packages and the programs by trusted publishing."""
     job = RELEASE["github"]
     assert "cp charts/install.yaml crds/tunemill.dev_*.yaml dist/" in commands(job)
     assert "cosign sign-blob --yes --bundle SHA256SUMS.sigstore.json SHA256SUMS" in commands(job)
@@ -137,8 +137,8 @@ def test_a_github_release_has_manifests_chart_wheels_and_signed_checksums() -> N
     }
 
 
-def test_all_parts_have_one_version() -> None:
-    """The release's workflow compares them with the tag; the pages and the chart name it."""
+def test_all_components_have_the_same_version() -> None:
+    """The release workflow compares them with the tag; pages and chart refer to it."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for folder in ("crds", "operator", "trainer_image"):
         assert tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]["version"] == version
@@ -148,8 +148,8 @@ def test_all_parts_have_one_version() -> None:
         assert f"oci://ghcr.io/tunemill/charts/tunemill --version {version}" in (ROOT / page).read_text(), page
 
 
-def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
-    """The script of the workflow, run on a small changelog."""
+def test_release_notes_are_the_section_of_the_changelog(tmp_path: Path) -> None:
+    """The script of the workflow, with a small changelog."""
     (script,) = re.findall(r"^awk .*$", commands(RELEASE["github"]), re.MULTILINE)
     notes = "\n- this\n\n### Fixed\n\n- that\n\n"
     changelog = f"# Changelog\n\n## Unreleased\n\n- next\n\n## 0.2.0 (2026-12-01)\n{notes}## 0.1.0\n\n- old\n"

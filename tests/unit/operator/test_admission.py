@@ -1,4 +1,4 @@
-"""Jobs that Kueue holds back, admits and stops: what is concluded from it, and what is not."""
+"""How the operator handles Jobs that Kueue suspends, admits and preempts."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 
 def a_waiting_world(**parts: Any) -> World:
-    """Return a world in which the Job that trains waits in its queue."""
+    """Return a world in which the train Job waits in its queue."""
     world = World(**{"queue": QUEUE, **parts})
     world.settle()
     world.run_pod()
@@ -33,7 +33,7 @@ def a_waiting_world(**parts: Any) -> World:
 
 
 def a_training_world(**parts: Any) -> World:
-    """Return a world in which the Job that trains has its quota and works."""
+    """Return a world in which the train Job is admitted and runs."""
     world = a_waiting_world(**parts)
     world.seconds += 60
     world.admit()
@@ -45,7 +45,7 @@ def a_training_world(**parts: Any) -> World:
 
 
 def finish(world: World) -> None:
-    """Let everything go well from now on."""
+    """Let every remaining stage succeed."""
     for _ in range(4):
         world.admit()
         world.settle()
@@ -55,8 +55,8 @@ def finish(world: World) -> None:
     assert world.status.phase is Phase.SUCCEEDED, world.status
 
 
-def test_only_the_job_that_trains_waits_in_the_queue() -> None:
-    """A mistake shows before anybody waits for a GPU, and a trained model is published without waiting again."""
+def test_only_the_train_job_is_queued() -> None:
+    """Data errors are reported before a GPU is requested, and publishing does not wait again."""
     world = a_waiting_world(queue={"name": "team-a", "priorityClass": "high"})
     finish(world)
     jobs = {name.split("-")[1]: job for name, job in world.jobs.items()}
@@ -65,15 +65,15 @@ def test_only_the_job_that_trains_waits_in_the_queue() -> None:
     assert [stage for stage, job in jobs.items() if "suspend" in job["spec"]] == ["train"]
 
 
-def test_without_a_queue_nothing_is_queued() -> None:
-    """Clusters without Kueue never hear of it."""
+def test_without_a_queue_no_job_has_a_queue_label() -> None:
+    """Clusters without Kueue are unaffected."""
     world = World()
     finish(world)
     assert not any(LABEL_QUEUE in job["metadata"]["labels"] or "suspend" in job["spec"] for job in world.jobs.values())
 
 
-def test_no_stage_runs_again_for_another_queue() -> None:
-    """A queue changes no output, so it is part of no key."""
+def test_changing_the_queue_reruns_no_stage() -> None:
+    """The queue does not affect outputs, so it is in no key."""
     plain, queued = parsed(a_spec()), parsed(a_spec(queue={"name": "team-a", "priorityClass": "high"}))
     assert keys.prepare_inputs(plain) == keys.prepare_inputs(queued)
     resolved = {"baseModel": "commit", "dataset": "sha256:1"}
@@ -83,8 +83,8 @@ def test_no_stage_runs_again_for_another_queue() -> None:
     assert keys.publish_key("judged", plain) == keys.publish_key("judged", queued)
 
 
-def test_what_waits_is_queued_and_says_where_since_when_and_for_what() -> None:
-    """It is on its way, and nobody's fault: neither stalled nor failed."""
+def test_a_waiting_run_is_queued_and_its_status_has_queue_time_and_reason() -> None:
+    """Waiting for quota is neither Stalled nor Failed."""
     world = a_waiting_world()
     assert world.status.phase is Phase.QUEUED
     assert (condition(world, "Reconciling").status, condition(world, "Stalled").status) == ("True", "False")
@@ -94,8 +94,8 @@ def test_what_waits_is_queued_and_says_where_since_when_and_for_what() -> None:
     assert (world.status.queue.name, world.status.queue.cluster_queue) == ("team-a", "")
 
 
-def test_waiting_is_no_work() -> None:
-    """Days in the queue count against no limit, and no pod of them is a retry."""
+def test_time_in_the_queue_does_not_count_as_running_time() -> None:
+    """Days in the queue count against no limit, and deleted pods are no retries."""
     world = a_waiting_world(maxRuntime="10m", maxGpuHours="0.5", stallTimeout="5m", retry={"limit": 0})
     for _ in range(50):
         world.seconds += 3600
@@ -105,8 +105,8 @@ def test_waiting_is_no_work() -> None:
     finish(world)
 
 
-def test_what_has_its_quota_says_whose() -> None:
-    """The ClusterQueue and the flavor of each resource are recorded once, and removed when nothing is queued."""
+def test_an_admitted_run_shows_its_cluster_queue_and_flavors() -> None:
+    """They are recorded once, and removed when no Job is queued."""
     world = a_training_world()
     queue = world.status.queue
     assert (queue.cluster_queue, queue.flavors, queue.since) == ("gpus", {"nvidia.com/gpu": "h100"}, at(60))
@@ -116,8 +116,8 @@ def test_what_has_its_quota_says_whose() -> None:
     assert world.status.queue is None
 
 
-def test_kueue_is_asked_only_while_it_has_something_to_say() -> None:
-    """What it decides later shows in the Job."""
+def test_workloads_are_requested_only_while_a_job_is_queued() -> None:
+    """Later decisions of Kueue are visible in the Job."""
     world = a_waiting_world()
     asked = [job.meta.name for job in jobs_without_admission(world.finetune, world.observed())]
     assert asked == [job["metadata"]["name"] for job in world.queued()]
@@ -128,18 +128,18 @@ def test_kueue_is_asked_only_while_it_has_something_to_say() -> None:
     assert not jobs_without_admission(World().finetune, World().observed())
 
 
-def test_the_quota_stays_known_although_kueue_is_not_asked_again() -> None:
-    """It is in the status."""
+def test_the_admission_stays_in_the_status_without_further_requests() -> None:
+    """It is read from the status."""
     world = a_training_world()
     before = world.status.queue
     world.kueue = False
-    world.hear(world.live_pods()[0])
+    world.report_progress(world.live_pods()[0])
     world.settle()
     assert world.status.queue == before
 
 
-def test_what_is_preempted_waits_again_and_goes_on_without_a_retry() -> None:
-    """The pod saves a checkpoint; it is counted as preempted, even where nothing may be tried again."""
+def test_a_preempted_run_is_queued_again_and_resumes_without_a_retry() -> None:
+    """The pod saves a checkpoint. The preemption is counted, even with retry.limit 0."""
     world = a_training_world(retry={"limit": 0})
     world.seconds += 100
     world.preempt()
@@ -158,8 +158,8 @@ def test_what_is_preempted_waits_again_and_goes_on_without_a_retry() -> None:
     assert world.events.count("Normal QuotaReserved") == 2
 
 
-def test_a_preemption_is_counted_although_its_pod_was_never_seen_to_end() -> None:
-    """It goes the moment it has ended; pods of earlier tries may still be there."""
+def test_a_preemption_is_counted_if_its_pod_disappears_first() -> None:
+    """The pod is deleted when it ends; pods of earlier attempts may still exist."""
     world = a_training_world()
     world.seconds += 50
     world.fail(world.live_pods()[0], Reason.S3_UNREACHABLE)
@@ -180,7 +180,7 @@ def test_a_preemption_is_counted_although_its_pod_was_never_seen_to_end() -> Non
     assert world.events.count("Warning Preempted") == 1
 
 
-def test_a_user_may_suspend_what_waits() -> None:
+def test_a_queued_run_can_be_suspended() -> None:
     """The Job leaves the queue, and a new one joins it later."""
     world = a_waiting_world()
     world.edit(suspend=True)
@@ -194,8 +194,8 @@ def test_a_user_may_suspend_what_waits() -> None:
 @pytest.mark.parametrize(
     "queue", [{"name": "team-b"}, {"name": "team-a", "priorityClass": "high"}, None], ids=["queue", "priority", "none"]
 )
-def test_a_job_moves_to_another_queue_by_being_made_anew(queue: Json | None) -> None:
-    """One whose labels are no longer what the spec says is replaced, as with another node selector."""
+def test_a_changed_queue_replaces_the_job(queue: Json | None) -> None:
+    """A Job with outdated labels is replaced, as after a change of the node selector."""
     world = a_waiting_world()
     (before,) = world.queued()
     world.edit(queue=queue)
@@ -206,8 +206,8 @@ def test_a_job_moves_to_another_queue_by_being_made_anew(queue: Json | None) -> 
     assert world.status.phase is Phase.QUEUED
 
 
-def test_an_edit_of_what_is_trained_leaves_no_job_in_the_queue() -> None:
-    """The obsolete one gives up its place before the next one asks for its own."""
+def test_an_edit_of_training_removes_the_obsolete_job_from_the_queue() -> None:
+    """The obsolete Job leaves the queue before the next one joins it."""
     world = a_waiting_world()
     world.edit(training={"learningRate": "3e-4"})
     world.settle()
@@ -215,8 +215,8 @@ def test_an_edit_of_what_is_trained_leaves_no_job_in_the_queue() -> None:
     assert len(world.created) == 3
 
 
-def test_where_there_is_no_kueue_nothing_runs_without_its_quota() -> None:
-    """The platform has to act; once Kueue is there, it goes on."""
+def test_without_kueue_a_queued_run_does_not_start() -> None:
+    """The platform team has to act. The run continues once Kueue is installed."""
     world = a_waiting_world()
     world.kueue = False
     world.settle()
@@ -231,8 +231,8 @@ def test_where_there_is_no_kueue_nothing_runs_without_its_quota() -> None:
     finish(world)
 
 
-def test_a_job_that_kueue_does_not_take_in_is_told_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its controller may be down, or the priority class may not exist: nothing but Kueue's log says so."""
+def test_a_job_without_a_workload_is_reported_after_a_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kueue may be down, or the priority class may be missing: only Kueue's log says so."""
     world = World(queue={"name": "team-a", "priorityClass": "urgent"})
     monkeypatch.setattr(world, "queued", list)
     world.settle()
@@ -245,7 +245,7 @@ def test_a_job_that_kueue_does_not_take_in_is_told_after_a_moment(monkeypatch: p
     assert "the WorkloadPriorityClass urgent exists" in world.status.failure.message
 
 
-def test_a_queue_that_does_not_exist_is_the_users_to_mend() -> None:
+def test_a_missing_queue_is_reported_with_a_remedy_for_the_user() -> None:
     """The message names the queue and the namespace, the remedy the field."""
     world = a_waiting_world(queue={"name": "taem-a"})
     world.waits_for = "LocalQueue taem-a doesn't exist"
@@ -259,8 +259,8 @@ def test_a_queue_that_does_not_exist_is_the_users_to_mend() -> None:
     assert world.status.phase is Phase.QUEUED
 
 
-def test_the_labels_of_an_object_are_its_queue() -> None:
-    """As for every other kind that Kueue knows; what the spec says goes first."""
+def test_the_queue_label_of_an_object_selects_its_queue() -> None:
+    """As for every kind that Kueue supports. The spec takes precedence."""
     body = a_finetune_body()
     body["metadata"]["labels"] = {LABEL_QUEUE: "team-a", LABEL_PRIORITY: "high"}
     spec = finetune_of(body).spec
@@ -274,8 +274,8 @@ def test_the_labels_of_an_object_are_its_queue() -> None:
     assert (spec.queue.name, spec.queue.priority_class) == ("team-b", "")
 
 
-def test_any_job_that_is_held_back_waits() -> None:
-    """Where Kueue takes every Job, prepare waits too; and a Job may be suspended by hand."""
+def test_any_suspended_job_is_queued() -> None:
+    """With manageJobsWithoutQueueName prepare waits too, and a user may suspend a Job."""
     world = World()
     world.settle()
     (job,) = world.live_jobs()
@@ -287,8 +287,8 @@ def test_any_job_that_is_held_back_waits() -> None:
     assert (world.status.phase, world.status.queue.name) == (Phase.QUEUED, "default")
 
 
-def test_one_who_may_not_ask_kueue_knows_at_least_the_queue() -> None:
-    """An older Role costs the reasons, not the run."""
+def test_without_permission_to_read_workloads_the_queue_is_still_shown() -> None:
+    """An outdated Role loses the reasons, not the run."""
     world = a_waiting_world()
     job, finetune = world.queued()[0], world.finetune
     world.finetune_body["status"].pop("queue")
@@ -301,8 +301,8 @@ def test_one_who_may_not_ask_kueue_knows_at_least_the_queue() -> None:
     assert message == f"Job {job['metadata']['name']} is waiting in the queue team-a"
 
 
-def test_what_waits_is_looked_at_the_more_seldom_the_longer_it_lasts() -> None:
-    """Nothing tells that Kueue has changed its mind about the reason; a thousand may wait for one quota."""
+def test_a_queued_run_is_reconciled_less_often_over_time() -> None:
+    """No watch reports a changed reason, and a thousand objects may wait for one quota."""
     world = a_waiting_world()
     waits = []
     for _ in range(4):
@@ -313,8 +313,8 @@ def test_what_waits_is_looked_at_the_more_seldom_the_longer_it_lasts() -> None:
     assert waits == [3, 150, 300, 300]
 
 
-def test_a_quota_that_is_being_given_back_is_looked_at_soon() -> None:
-    """It was given hours ago, and in a moment Kueue will say what the run waits for now."""
+def test_a_quota_being_released_is_reconciled_soon() -> None:
+    """The admission is hours old, and Kueue will soon give the new reason."""
     world = a_training_world()
     world.seconds += 7200
     world.preempt()
@@ -344,16 +344,16 @@ ADMISSION = {
 }
 
 
-def test_a_workload_that_kueue_has_not_looked_at_waits_since_it_was_made() -> None:
-    """It has no status at all."""
+def test_a_workload_without_status_waits_since_its_creation() -> None:
+    """It has no conditions yet."""
     body = a_workload()
     del body["status"]
     workload = workload_of(body)
     assert (workload.job, workload.queue, workload.since, workload.waits_for) == ("uid-of-x", "team-a", at(0), "")
 
 
-def test_a_workload_without_quota_says_what_it_lacks() -> None:
-    """In Kueue's words, and why it was stopped before."""
+def test_a_workload_without_quota_has_the_reason_of_kueue() -> None:
+    """In Kueue's words, with the reason of the last eviction."""
     lacks = a_condition("QuotaReserved", "False", 70, "couldn't assign flavors")
     workload = workload_of(a_workload(lacks, a_condition("Evicted", "True", 70, "Preempted by another")))
     assert (workload.waits_for, workload.stopped) == ("couldn't assign flavors", "Preempted by another")
@@ -361,7 +361,7 @@ def test_a_workload_without_quota_says_what_it_lacks() -> None:
 
 
 def test_a_workload_with_quota_may_wait_for_admission_checks() -> None:
-    """Such as one that adds a node."""
+    """For example for a check that provisions a node."""
     checks = [{"name": "add-a-node", "state": "Pending", "message": "asked"}, {"name": "budget", "state": "Ready"}]
     reserved = a_condition("QuotaReserved", "True", 20, "Quota reserved")
     workload = workload_of(a_workload(reserved, status={"admission": ADMISSION, "admissionChecks": checks}))
@@ -369,8 +369,8 @@ def test_a_workload_with_quota_may_wait_for_admission_checks() -> None:
     assert workload.waits_for.endswith("not all admission checks have passed (add-a-node: Pending: asked)")
 
 
-def test_an_admitted_workload_says_what_it_got() -> None:
-    """The flavor of each resource; an eviction that is over is no news."""
+def test_an_admitted_workload_has_its_flavors() -> None:
+    """The flavor of each resource. A past eviction is not reported."""
     conditions = [
         a_condition("QuotaReserved", "True", 20, "Quota reserved"),
         a_condition("Admitted", "True", 30, "The workload is admitted"),
@@ -381,8 +381,8 @@ def test_an_admitted_workload_says_what_it_got() -> None:
     assert (workload.since, workload.waits_for, workload.stopped) == (at(30), "", "")
 
 
-def test_a_deactivated_workload_says_what_brings_it_back() -> None:
-    """Kueue leaves it alone until then."""
+def test_a_deactivated_workload_has_a_remedy() -> None:
+    """Kueue ignores it until it is activated."""
     lacks = a_condition("QuotaReserved", "False", 70, "The workload is deactivated")
     waits_for = workload_of(a_workload(lacks, active=False)).waits_for
     assert waits_for == "the Workload job-x-1a2b3 is deactivated: set its spec.active to true"

@@ -1,4 +1,4 @@
-"""A node on which a stage fails at once is avoided, named and counted; it does not end the run."""
+"""A node on which a stage fails at once is avoided, reported and counted. It does not end the run."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def node_of(world: World) -> str:
 
 
 @pytest.mark.parametrize("reason", [Reason.CUDA_UNAVAILABLE, Reason.DISK_FULL])
-def test_the_reasons_of_a_bad_node_are_not_final(reason: Reason) -> None:
-    """Their exit code is none with which the Job fails at once."""
+def test_node_failures_are_not_final(reason: Reason) -> None:
+    """Their exit codes do not fail the Job."""
     assert FAILURES[reason].retryable
     assert FAILURES[reason].exit_code not in FINAL_EXIT_CODES
 
@@ -43,7 +43,7 @@ def test_the_next_pod_runs_on_another_node(stage: Stage, reason: Reason) -> None
 
 
 def test_the_job_is_deleted_after_the_status_names_the_node() -> None:
-    """An operator that dies in between forgets no suspect node."""
+    """An operator that dies in between does not forget the suspect node."""
     world = a_world_at(Stage.TRAIN)
     bad = node_of(world)
     world.fail(world.live_pods()[0], Reason.CUDA_UNAVAILABLE)
@@ -57,8 +57,8 @@ def test_the_job_is_deleted_after_the_status_names_the_node() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2])
-def test_bad_nodes_end_the_run_after_the_limit(limit: int) -> None:
-    """The failure names every node that was tried, and stays although the Job is cleaned up."""
+def test_too_many_bad_nodes_end_the_run(limit: int) -> None:
+    """The failure names every node that was tried, and stays when the Job is cleaned up."""
     world = a_world_at(Stage.TRAIN, retry={"limit": limit})
     for _ in range(8):
         for pod in world.live_pods():
@@ -82,8 +82,8 @@ def test_bad_nodes_end_the_run_after_the_limit(limit: int) -> None:
     assert node_of(world) == "node-a"
 
 
-def test_a_device_plugin_that_breaks_its_promise_makes_its_node_suspect() -> None:
-    """The kubelet rejects the pod before any container starts; the Job controller would use the node again."""
+def test_a_failed_device_allocation_makes_the_node_suspect() -> None:
+    """The kubelet rejects the pod before any container starts; the Job controller would use the same node again."""
     world = World()
     world.settle()
     world.reject(world.live_pods()[0], "UnexpectedAdmissionError", "no healthy devices present")
@@ -93,8 +93,8 @@ def test_a_device_plugin_that_breaks_its_promise_makes_its_node_suspect() -> Non
     run_to_the_end(world)
 
 
-def test_a_driver_that_does_not_start_a_container_makes_its_node_suspect() -> None:
-    """The container runtime's hook fails: that is no wrong image."""
+def test_a_failed_container_runtime_hook_makes_the_node_suspect() -> None:
+    """The image is not at fault."""
     world = a_world_at(Stage.TRAIN)
     said = "nvidia-container-cli: initialization error: nvml error: driver not loaded"
     world.end(world.live_pods()[0], 128, said, "StartError")
@@ -103,8 +103,8 @@ def test_a_driver_that_does_not_start_a_container_makes_its_node_suspect() -> No
     assert node_of(world) == "node-b"
 
 
-def test_a_pod_that_only_the_suspect_node_can_take_is_allowed_onto_it_again() -> None:
-    """The message says why it waits; after a while the node is used again, and the limit still holds."""
+def test_a_suspect_node_is_used_again_if_no_other_fits() -> None:
+    """The message says why the pod waits. After a delay the node is allowed again, and the limit still applies."""
     world = a_world_at(Stage.TRAIN, retry={"limit": 1})
     world.nodes = ["node-a"]
     world.fail(world.live_pods()[0], Reason.CUDA_UNAVAILABLE, "XID 79")
@@ -147,8 +147,8 @@ def test_a_pod_that_only_the_suspect_node_can_take_is_allowed_onto_it_again() ->
         ({"nodeAffinity": "nonsense"}, 1),
     ],
 )
-def test_a_users_affinity_stays_required(affinity: dict[str, Any], terms: int) -> None:
-    """One of the terms has to match, so that each gets the exclusion."""
+def test_the_users_node_affinity_stays_required(affinity: dict[str, Any], terms: int) -> None:
+    """Terms are alternatives, so the exclusion is added to each."""
     merged = avoiding({"affinity": affinity, "containers": []}, ["a", "b"])["affinity"]
     required = merged["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     assert len(required) == terms
@@ -162,20 +162,20 @@ def test_a_users_affinity_stays_required(affinity: dict[str, Any], terms: int) -
         assert "preferredDuringSchedulingIgnoredDuringExecution" in merged["nodeAffinity"]
 
 
-def test_a_term_that_matches_no_node_still_matches_none() -> None:
-    """An empty term selects nothing; with an exclusion added it would select everything else."""
+def test_an_empty_node_selector_term_still_matches_no_node() -> None:
+    """With an exclusion added it would match every other node."""
     term: dict[str, Any] = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}
     merged = avoiding({"affinity": {"nodeAffinity": term}}, ["a"])
     assert merged["affinity"]["nodeAffinity"] == term
 
 
-def test_without_suspect_nodes_the_pod_stays_as_it_is() -> None:
-    """No affinity is added."""
+def test_without_suspect_nodes_no_affinity_is_added() -> None:
+    """The pod is unchanged."""
     assert avoiding({"containers": []}, []) == {"containers": []}
 
 
-def test_a_metric_names_the_suspect_nodes_and_stays_small() -> None:
-    """An autoscaler gives every node a new name: beyond some hundred they are counted together."""
+def test_the_metric_of_suspect_nodes_has_bounded_cardinality() -> None:
+    """An autoscaler gives every node a new name: after some hundred they are counted together."""
     metrics = Metrics("test", "host")
     world = a_world_at(Stage.TRAIN)
     before = world.status

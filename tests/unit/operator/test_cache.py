@@ -1,4 +1,4 @@
-"""What the operator remembers of the cluster only moves forward."""
+"""The cache of cluster objects never goes back to an older version."""
 
 from copy import deepcopy
 from typing import Any
@@ -19,8 +19,8 @@ def a_body(version: int, uid: str = "one", **spec: Any) -> dict[str, Any]:
     return body
 
 
-def test_what_is_older_than_what_is_known_is_dropped() -> None:
-    """An answer to our own write may overtake the watch, and the watch then brings it once more."""
+def test_an_older_version_is_ignored() -> None:
+    """The response to a write may arrive before the watch event, which then repeats it."""
     store = Cache().finetunes
     assert store.put(a_body(5)) == KEY
     assert store.put(a_body(5)) is None
@@ -33,7 +33,7 @@ def test_what_is_older_than_what_is_known_is_dropped() -> None:
 
 
 def test_a_deleted_object_does_not_come_back() -> None:
-    """The answer to a request may arrive after the watch event of the deletion."""
+    """The response to a request may arrive after the watch event of the deletion."""
     store = Cache().finetunes
     store.put(a_body(5))
     assert store.remove("one") == KEY
@@ -42,8 +42,8 @@ def test_a_deleted_object_does_not_come_back() -> None:
     assert store.put(a_body(7, uid="two")) == KEY
 
 
-def test_an_object_of_the_same_name_is_another_object() -> None:
-    """Deleted and made anew: the youngest counts."""
+def test_a_recreated_object_replaces_the_old_one() -> None:
+    """The newer object wins."""
     cache = Cache()
     cache.finetunes.put(a_body(5))
     cache.finetunes.put(a_body(9, uid="two"))
@@ -52,8 +52,8 @@ def test_an_object_of_the_same_name_is_another_object() -> None:
     assert found.meta.uid == "two"
 
 
-def test_a_complete_list_takes_out_what_a_watch_has_missed() -> None:
-    """But not what was made after the list was taken, nor what lies in a namespace that was not listed."""
+def test_a_complete_list_removes_objects_missed_by_the_watch() -> None:
+    """But not objects created after the list, or in namespaces that were not listed."""
     store = Cache().finetunes
     store.put(a_body(5, uid="gone"))
     store.put(a_body(6, uid="there"))
@@ -66,8 +66,8 @@ def test_a_complete_list_takes_out_what_a_watch_has_missed() -> None:
     assert len(store) == 3
 
 
-def test_an_object_is_kept_small_and_whole() -> None:
-    """As text, without what others wrote onto it; what the engine decides on is the same."""
+def test_an_object_is_stored_compactly_without_losing_fields() -> None:
+    """As text without managed fields; the engine decides on the same content."""
     body = a_body(5)
     body["metadata"]["managedFields"] = [{"manager": "kubectl", "fieldsV1": {"f:spec": {"f:x": {}} | {"y" * 9000: {}}}}]
     body["metadata"]["annotations"] = {LAST_APPLIED: "z" * 9000, ANNOTATION_REQUESTED_AT: "now"}
@@ -78,8 +78,8 @@ def test_an_object_is_kept_small_and_whole() -> None:
     assert cache.finetune(KEY) == finetune_of(body)
 
 
-def test_an_object_is_new_until_something_was_made_of_it_or_told_of_it() -> None:
-    """New ones are served first."""
+def test_an_object_is_new_until_it_has_a_job_or_a_status() -> None:
+    """New objects are served first."""
     cache = Cache()
     assert not cache.unserved(KEY)
     cache.finetunes.put(a_body(5))
@@ -90,7 +90,7 @@ def test_an_object_is_new_until_something_was_made_of_it_or_told_of_it() -> None
     assert not cache.unserved(KEY)
 
 
-def test_what_nobody_reads_is_not_kept() -> None:
+def test_unused_annotations_are_not_stored() -> None:
     """A user's large annotation must not cost the operator memory."""
     store = Cache().pods
     body = {

@@ -1,4 +1,4 @@
-"""The certificate of the progress endpoint that the operator makes itself."""
+"""The certificate of the progress endpoint that the operator generates."""
 
 import base64
 import ssl
@@ -16,7 +16,7 @@ HOST = f"{'r' * 50}-progress.{'n' * 63}.svc"
 
 
 class Secrets:
-    """One Secret of the API server; raises what is waiting before it answers."""
+    """One Secret of the API server; raises a pending error before it responds."""
 
     def __init__(self, *waiting: Exception, data: dict[str, str] | None = None) -> None:
         self.body: dict[str, Any] = {"metadata": {"name": "tls", "resourceVersion": "1"}}
@@ -40,7 +40,7 @@ class Secrets:
 
 
 def greet(authority: str, host: str, server: ssl.SSLContext) -> str:
-    """Let the strictest client that Python has greet the server; return why it would not, or ""."""
+    """Do a TLS handshake with the strictest client settings of Python; return the error or ""."""
     client = ssl.create_default_context(cadata=authority)
     client.verify_flags |= ssl.VERIFY_X509_STRICT
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -57,8 +57,8 @@ def greet(authority: str, host: str, server: ssl.SSLContext) -> str:
     return ""
 
 
-async def test_a_made_certificate_convinces_who_knows_its_authority_of_its_host_alone() -> None:
-    """Also where the host is longer than a common name may be; another installation's authority knows it not."""
+async def test_a_generated_certificate_is_valid_for_its_host_and_ca_only() -> None:
+    """Also for hosts longer than a common name. The CA of another installation does not verify it."""
     mine = await load_or_create(Secrets(), "system", "tls", HOST)
     assert greet(mine.authority, HOST, mine.context) == ""
     assert "Hostname mismatch" in greet(mine.authority, "elsewhere.svc", mine.context)
@@ -66,16 +66,16 @@ async def test_a_made_certificate_convinces_who_knows_its_authority_of_its_host_
     assert greet(other.authority, HOST, mine.context) != ""
 
 
-async def test_whoever_leads_next_proves_itself_with_the_same_certificate() -> None:
-    """Pods trust the authority that they were made with, whichever replica they meet."""
+async def test_the_next_leader_uses_the_same_certificate() -> None:
+    """Pods trust the CA they were created with, whichever replica they reach."""
     secrets = Secrets()
     first, second = [await load_or_create(secrets, "system", "tls", HOST) for _ in range(2)]
     assert secrets.replaced == 1
     assert greet(first.authority, HOST, second.context) == ""
 
 
-async def test_of_two_that_make_one_at_once_the_faster_wins() -> None:
-    """The Secret has changed between reading and writing: what it holds by then is taken."""
+async def test_of_two_concurrent_writers_the_first_wins() -> None:
+    """The Secret changed between read and write: its new content is used."""
     others = {name: base64.b64encode(part).decode() for name, part in zip(NAMES, issue_certificate(HOST), strict=True)}
     secrets = Secrets(ConflictError("changed", 409))
 
@@ -89,16 +89,16 @@ async def test_of_two_that_make_one_at_once_the_faster_wins() -> None:
     )
 
 
-async def test_an_api_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new leader must not give up for a moment without one."""
+async def test_an_unavailable_api_server_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new leader must not give up because of a short outage."""
     monkeypatch.setattr(certificate, "AGAIN_SECONDS", 0)
     secrets = Secrets(UnavailableError("down"), UnavailableError("down"))
     assert (await load_or_create(secrets, "system", "tls", HOST)).authority
     assert not secrets.waiting
 
 
-async def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    """A Secret that is gone or holds something else: who calls says which one."""
+async def test_an_unusable_secret_is_rejected(tmp_path: Path) -> None:
+    """The Secret is missing or has other content. The caller adds its name to the message."""
     with pytest.raises(NotFoundError):
         await load_or_create(Secrets(NotFoundError("gone", 404)), "system", "tls", HOST)
     rubbish = dict.fromkeys(NAMES, base64.b64encode(b"rubbish").decode())

@@ -1,4 +1,4 @@
-"""What a cleaner, a TTL, a lost node or `kubectl delete job` takes away changes no result and starts no loop."""
+"""A deleted Job or pod (by a cleaner, a TTL, a lost node or kubectl) changes no result and causes no loop."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tunemill_api.status import Phase, StageState
 
 
 def a_failed_world(stage: Stage, reason: Reason, message: str, **parts: Any) -> World:
-    """Return a world in which a stage has failed for good."""
+    """Return a world in which a stage has failed permanently."""
     world = a_world_at(stage, **parts)
     world.seconds += 3600
     world.fail(world.live_pods()[0], reason, message)
@@ -29,7 +29,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("stage", "reason", "message"), FAILURES)
 def test_a_failed_run_stays_failed_when_its_job_is_cleaned_up(stage: Stage, reason: Reason, message: str) -> None:
-    """Proves that reason, message and remedy stay, that no Job is created, and that the status is not written again."""
+    """Reason, message and remedy stay, no Job is created, and the status is not written again."""
     world = a_failed_world(stage, reason, message)
     before, created, writes = world.status, list(world.created), world.status_writes
     for _ in range(3):
@@ -57,8 +57,8 @@ def test_a_failed_run_keeps_its_reason_when_only_its_pod_is_gone(stage: Stage, r
     assert world.events == events
 
 
-def test_a_ttl_repeats_no_training_that_diverged() -> None:
-    """With a TTL of a minute, days of waiting cost no more GPU time than the one run that failed."""
+def test_a_ttl_does_not_repeat_a_diverged_training() -> None:
+    """With a TTL of a minute, days of waiting cost no more GPU time than the failed run."""
     world = a_failed_world(Stage.TRAIN, Reason.TRAINING_DIVERGED, "diverged")
     world.ttl = 60
     used = world.status.run.gpu_seconds
@@ -70,7 +70,7 @@ def test_a_ttl_repeats_no_training_that_diverged() -> None:
 
 
 @pytest.mark.parametrize("how", ["edit", "annotation"])
-def test_a_run_whose_failed_job_was_cleaned_up_is_tried_again_when_asked(how: str) -> None:
+def test_a_failed_run_with_a_deleted_job_is_retried_on_request(how: str) -> None:
     """By an edit that changes no key, or by the annotation."""
     world = a_failed_world(Stage.TRAIN, Reason.TRAINING_DIVERGED, "diverged")
     world.clean_up()
@@ -84,8 +84,8 @@ def test_a_run_whose_failed_job_was_cleaned_up_is_tried_again_when_asked(how: st
     run_to_the_end(world)
 
 
-def test_a_ttl_of_a_succeeded_job_repeats_nothing() -> None:
-    """A cleaner that takes every Job as soon as it has ended does not disturb a run that goes well."""
+def test_a_ttl_of_succeeded_jobs_reruns_no_stage() -> None:
+    """A cleaner that deletes every finished Job does not disturb a run."""
     world = World()
     world.ttl = 60
     for _ in range(6):
@@ -108,10 +108,8 @@ def test_a_ttl_of_a_succeeded_job_repeats_nothing() -> None:
         ({"reason": "InvalidSpec"}, False),
     ],
 )
-def test_a_failure_that_an_older_operator_wrote_is_read_without_the_field_final(
-    failure: dict[str, Any], job_stays: bool
-) -> None:
-    """What a container ended with is final; what kept a pod from starting is looked at again."""
+def test_a_failure_written_by_an_older_operator_is_read(failure: dict[str, Any], job_stays: bool) -> None:
+    """Without the field final, container failures are final; failures to start are evaluated again."""
     world = a_failed_world(Stage.PREPARE, Reason.DATASET_MALFORMED, "line 7")
     old = world.finetune_body["status"]["failure"]
     for name in ("final", "exitCode"):
@@ -124,8 +122,8 @@ def test_a_failure_that_an_older_operator_wrote_is_read_without_the_field_final(
     assert len(world.created) == (1 if job_stays else 2)
 
 
-def test_a_spec_that_an_operator_cannot_read_does_not_reopen_a_failed_run() -> None:
-    """After a rollback and another upgrade of the operator the run is still failed, with its own reason."""
+def test_an_unreadable_spec_does_not_reopen_a_failed_run() -> None:
+    """After a rollback and an upgrade of the operator the run is still Failed with its own reason."""
     world = a_failed_world(Stage.PREPARE, Reason.DATASET_MALFORMED, "line 7")
     spec, before = world.finetune_body["spec"], world.status
     world.finetune_body["spec"] = {**spec, "future": True}
@@ -141,8 +139,8 @@ def test_a_spec_that_an_operator_cannot_read_does_not_reopen_a_failed_run() -> N
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE, Stage.PUBLISH])
-def test_a_job_that_is_deleted_by_hand_at_work_is_created_again(stage: Stage) -> None:
-    """The run resumes, and the status counts it."""
+def test_a_running_job_that_is_deleted_is_recreated(stage: Stage) -> None:
+    """The run resumes, and the status counts the deletion."""
     world = a_world_at(stage)
     world.settle()
     (job,) = world.live_jobs()
@@ -154,8 +152,8 @@ def test_a_job_that_is_deleted_by_hand_at_work_is_created_again(stage: Stage) ->
 
 
 @pytest.mark.parametrize("limit", [0, 2])
-def test_a_job_that_is_deleted_again_and_again_ends_the_run(limit: int) -> None:
-    """spec.retry.limit bounds it, the failure says what to do, and asking begins the count anew."""
+def test_repeated_deletions_of_a_job_end_the_run(limit: int) -> None:
+    """spec.retry.limit is the bound, the failure has a remedy, and a request resets the count."""
     world = a_world_at(Stage.TRAIN, retry={"limit": limit})
     world.settle()
     for _ in range(10):
@@ -179,7 +177,7 @@ def test_a_job_that_is_deleted_again_and_again_ends_the_run(limit: int) -> None:
     "change",
     [{"training": {"checkpoint": {"everySteps": 5}}}, {"suspend": True}, {"training": {"learningRate": "5e-4"}}],
 )
-def test_a_job_that_the_operator_deletes_itself_is_not_counted(change: dict[str, Any]) -> None:
+def test_a_job_deleted_by_the_operator_is_not_counted(change: dict[str, Any]) -> None:
     """Neither for an edit nor for a suspension, however often."""
     world = a_world_at(Stage.TRAIN, retry={"limit": 0})
     world.settle()
@@ -190,7 +188,7 @@ def test_a_job_that_the_operator_deletes_itself_is_not_counted(change: dict[str,
     assert entry(world, Stage.TRAIN).recreations == 0
 
 
-def test_an_operator_that_dies_after_it_has_deleted_a_job_for_a_suspension_counts_nothing() -> None:
+def test_a_crash_after_deleting_a_job_for_a_suspension_counts_no_deletion() -> None:
     """The Job is gone before the status is written, and the run resumes with all its retries."""
     world = a_world_at(Stage.TRAIN, retry={"limit": 0})
     world.settle()
@@ -204,8 +202,8 @@ def test_an_operator_that_dies_after_it_has_deleted_a_job_for_a_suspension_count
 # Loops
 
 
-def test_a_complete_job_whose_pods_are_never_seen_ends_the_run_after_the_limit() -> None:
-    """As with MultiKueue, where a Job runs in another cluster: it is not repeated for ever."""
+def test_complete_jobs_without_pods_end_the_run_after_the_limit() -> None:
+    """As with MultiKueue, where the Job runs in another cluster: it is not repeated forever."""
     world = World(retry={"limit": 2})
     for _ in range(12):
         world.reconcile()
@@ -219,8 +217,8 @@ def test_a_complete_job_whose_pods_are_never_seen_ends_the_run_after_the_limit()
     assert "another cluster" in world.status.failure.remedy
 
 
-def test_evictions_are_counted_although_their_pods_are_cleaned_up() -> None:
-    """PodGC removes evicted pods: what is no longer there still counts."""
+def test_evictions_are_counted_after_their_pods_are_deleted() -> None:
+    """PodGC removes evicted pods."""
     world = a_world_at(Stage.TRAIN, retry={"limit": 2})
     for _ in range(8):
         for pod in world.live_pods():
@@ -236,8 +234,8 @@ def test_evictions_are_counted_although_their_pods_are_cleaned_up() -> None:
     assert entry(world, Stage.TRAIN).evictions == 3
 
 
-def test_a_job_whose_annotations_something_removes_is_not_replaced_for_ever() -> None:
-    """A policy that keeps only known annotations leaves nothing to compare with."""
+def test_a_job_with_removed_annotations_is_not_replaced_repeatedly() -> None:
+    """A policy that keeps only known annotations leaves no digest to compare with."""
     world = a_world_at(Stage.PREPARE)
     (job,) = world.live_jobs()
     job["metadata"]["annotations"] = {}
@@ -250,7 +248,7 @@ def test_a_job_whose_annotations_something_removes_is_not_replaced_for_ever() ->
 
 
 def test_a_failure_without_a_pod_promises_no_retry() -> None:
-    """The pod was gone before its report was read: the remedy says how to go on."""
+    """The pod was deleted before its report was read: the remedy says how to continue."""
     world = a_world_at(Stage.PREPARE)
     world.fail(world.live_pods()[0], Reason.DATASET_MALFORMED)
     world.job_controller()
@@ -264,15 +262,15 @@ def test_a_failure_without_a_pod_promises_no_retry() -> None:
 
 
 def as_an_older_operator_made_it(job: dict[str, Any]) -> None:
-    """Give the Job a digest of the first form and no count of memory kills."""
+    """Give the Job a digest of the first version and no count of memory kills."""
     annotations = job["metadata"]["annotations"]
     annotations["tunemill.dev/pod"] = "2-0ld0ld0l"
     annotations.pop("tunemill.dev/memory-kills", None)
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN, Stage.PUBLISH])
-def test_a_running_job_of_an_older_operator_is_left_alone(stage: Stage) -> None:
-    """Also after an edit: a digest of another version says nothing about a pod that has started."""
+def test_a_running_job_of_an_older_operator_is_kept(stage: Stage) -> None:
+    """Also after an edit: a digest of another version is not compared once the pod has started."""
     world = a_world_at(stage)
     (job,) = world.live_jobs()
     as_an_older_operator_made_it(job)
@@ -282,7 +280,7 @@ def test_a_running_job_of_an_older_operator_is_left_alone(stage: Stage) -> None:
 
 
 def test_a_waiting_job_of_an_older_operator_is_replaced_only_after_an_edit() -> None:
-    """Nothing is lost, and a corrected Secret name takes effect."""
+    """No work is lost, and a corrected Secret name takes effect."""
     world = World()
     world.settle()
     (job,) = world.live_jobs()
@@ -292,8 +290,8 @@ def test_a_waiting_job_of_an_older_operator_is_replaced_only_after_an_edit() -> 
     assert len(world.reconcile().actions) == 1
 
 
-def test_a_pod_of_an_older_operator_that_needs_too_much_memory_is_followed_by_a_smaller_one() -> None:
-    """Its Job does not say how often memory was not enough before."""
+def test_an_oom_killed_pod_of_an_older_operator_is_retried_with_smaller_batches() -> None:
+    """Its Job has no count of memory kills."""
     world = a_world_at(Stage.TRAIN)
     (job,) = world.live_jobs()
     as_an_older_operator_made_it(job)
@@ -304,8 +302,8 @@ def test_a_pod_of_an_older_operator_that_needs_too_much_memory_is_followed_by_a_
     run_to_the_end(world)
 
 
-def test_a_finished_object_is_not_touched_when_everything_is_cleaned_up() -> None:
-    """The status is all that is needed."""
+def test_a_finished_object_is_unchanged_after_a_cleanup() -> None:
+    """The status is sufficient."""
     world = a_finished_world()
     before = world.status
     world.clean_up()

@@ -1,4 +1,4 @@
-"""Leader election: never two leaders, and no longer gap than the Lease asks for. Time jumps."""
+"""Leader election: never two leaders, and no longer gap than the Lease allows. Time is simulated."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Jump = Callable[..., Any]
 
 
 class Store:
-    """One Lease, as an API server keeps it."""
+    """One Lease, as the API server stores it."""
 
     def __init__(self) -> None:
         self.lease: Json | None = None
@@ -23,7 +23,7 @@ class Store:
 
 
 class Client:
-    """The three requests on the Lease; a test decides how they go."""
+    """The three requests on the Lease; a test decides their outcome."""
 
     def __init__(self, store: Store, seconds: float = 0.001) -> None:
         self.store = store
@@ -71,7 +71,7 @@ class Client:
 
 
 class Candidate:
-    """One process that wants to lead, and when it did."""
+    """A process that competes for leadership, and the times at which it led."""
 
     def __init__(self, store: Store, name: str, seconds: float = 0.001) -> None:
         self.name = name
@@ -83,7 +83,7 @@ class Candidate:
 
     @property
     def leads(self) -> bool:
-        """Whether it leads at the moment."""
+        """Whether it leads now."""
         return self.since is not None and self.until is None
 
     async def _lead(self) -> None:
@@ -97,13 +97,13 @@ class Candidate:
             self.until = now
 
     async def stop(self) -> None:
-        """End the process cleanly."""
+        """Stop the process cleanly."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
 
-def test_the_first_leads_and_the_second_waits(jump: Jump) -> None:
-    """For as long as the first one renews."""
+def test_the_first_candidate_leads_and_the_second_waits(jump: Jump) -> None:
+    """For as long as the first one renews the Lease."""
 
     async def story() -> None:
         store = Store()
@@ -119,8 +119,8 @@ def test_the_first_leads_and_the_second_waits(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_clean_end_hands_over_within_a_few_seconds(jump: Jump) -> None:
-    """The Lease is given back, not left to expire."""
+def test_a_clean_stop_hands_over_within_seconds(jump: Jump) -> None:
+    """The Lease is released, not left to expire."""
 
     async def story() -> None:
         store = Store()
@@ -140,8 +140,8 @@ def test_a_clean_end_hands_over_within_a_few_seconds(jump: Jump) -> None:
 
 
 @pytest.mark.parametrize("how", ["broken", "hangs"])
-def test_a_leader_that_is_cut_off_stops_before_another_begins(jump: Jump, how: str) -> None:
-    """Whether its calls fail or never answer; it stops after 10 s, the other begins after 15 s."""
+def test_a_disconnected_leader_stops_before_another_starts(jump: Jump, how: str) -> None:
+    """Whether its requests fail or hang: it stops after 10 s, the other starts after 15 s."""
 
     async def story() -> None:
         store = Store()
@@ -164,8 +164,8 @@ def test_a_leader_that_is_cut_off_stops_before_another_begins(jump: Jump, how: s
     jump(story())
 
 
-def test_slow_answers_and_then_none_leave_a_gap_all_the_same(jump: Jump) -> None:
-    """A leader counts from the start of its last renewal, not from the answer."""
+def test_slow_renewals_cause_no_overlap_of_leaders(jump: Jump) -> None:
+    """The deadline counts from the start of the last renewal, not from the response."""
 
     async def story() -> None:
         store = Store()
@@ -183,8 +183,8 @@ def test_slow_answers_and_then_none_leave_a_gap_all_the_same(jump: Jump) -> None
     jump(story())
 
 
-def test_a_leader_that_wakes_late_finds_its_lease_taken(jump: Jump) -> None:
-    """A process that was frozen must not go on as if nothing had happened."""
+def test_a_frozen_leader_stops_when_it_wakes_up(jump: Jump) -> None:
+    """Another candidate has taken the Lease meanwhile."""
 
     async def story() -> None:
         store = Store()
@@ -201,8 +201,8 @@ def test_a_leader_that_wakes_late_finds_its_lease_taken(jump: Jump) -> None:
     jump(story())
 
 
-def test_whoever_has_lost_the_lease_may_not_write_any_more(jump: Jump) -> None:
-    """Neither when another has it, nor when another may have it because time went by unseen."""
+def test_a_leader_without_its_lease_must_not_write(jump: Jump) -> None:
+    """Neither when another holds it, nor when another may hold it after a pause of the process."""
 
     async def story() -> None:
         store = Store()
@@ -226,8 +226,8 @@ def test_whoever_has_lost_the_lease_may_not_write_any_more(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_renewal_that_arrives_twice_is_no_other_leader(jump: Jump) -> None:
-    """Connections send again what was not answered; the conflict that follows is with oneself."""
+def test_a_duplicated_renewal_is_not_another_leader(jump: Jump) -> None:
+    """HTTP clients resend requests; the conflict that follows is with the own write."""
 
     async def story() -> None:
         store = Store()
@@ -242,7 +242,7 @@ def test_a_renewal_that_arrives_twice_is_no_other_leader(jump: Jump) -> None:
     jump(story())
 
 
-def test_two_that_try_at_the_same_moment_are_told_apart(jump: Jump) -> None:
+def test_of_two_simultaneous_candidates_one_wins(jump: Jump) -> None:
     """The write is a compare-and-swap."""
 
     async def story() -> None:
@@ -255,8 +255,8 @@ def test_two_that_try_at_the_same_moment_are_told_apart(jump: Jump) -> None:
     jump(story())
 
 
-def test_what_ends_the_work_ends_the_leadership(jump: Jump) -> None:
-    """The error comes out, and the Lease is given back."""
+def test_an_error_of_the_leader_releases_the_lease(jump: Jump) -> None:
+    """The error is raised to the caller."""
 
     async def story() -> None:
         store = Store()
@@ -274,7 +274,7 @@ def test_what_ends_the_work_ends_the_leadership(jump: Jump) -> None:
     jump(story())
 
 
-def test_an_election_that_could_have_two_leaders_is_refused() -> None:
-    """The leader must give up before a follower takes over."""
+def test_settings_that_allow_two_leaders_are_rejected() -> None:
+    """The renew deadline must be shorter than the lease duration."""
     with pytest.raises(ValueError, match="duration > deadline > period"):
         Election("lease", "default", "a", duration=10, deadline=10)

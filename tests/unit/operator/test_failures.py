@@ -1,4 +1,4 @@
-"""What the operator reads off objects that cannot say themselves what is wrong."""
+"""Which failure is derived from pods, Jobs and events that have no report."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def a_pod(*containers: dict[str, Any], phase: str = "Failed", **status: Any) -> 
 
 
 def ended(name: str, code: int, message: str = "", reason: str = "Error") -> dict[str, Any]:
-    """Return the status of a container that has ended."""
+    """Return the status of a terminated container."""
     times = {"startedAt": text(at(1)), "finishedAt": text(at(2))}
     return {"name": name, "state": {"terminated": {"exitCode": code, "message": message, "reason": reason} | times}}
 
@@ -68,39 +68,39 @@ def a_job(**failed: str) -> Job:
         (ended("train", 128, 'exec: "tunemill-trainer": not found', "StartError"), Reason.IMAGE_PULL_FAILED),
     ],
 )
-def test_an_end_without_a_report_has_a_reason_all_the_same(container: dict[str, Any], reason: Reason) -> None:
-    """From the exit code and the runtime's word; in doubt it is a defect, not a guess."""
+def test_an_exit_without_a_report_has_a_reason(container: dict[str, Any], reason: Reason) -> None:
+    """From the exit code and the runtime's reason; otherwise it is an internal error."""
     cause = failures.of_pod(a_pod(container))
     assert cause is not None
     assert (cause.stage, cause.reason) == ("train", reason)
     assert cause.exit_code == container["state"]["terminated"]["exitCode"] or reason is Reason.IMAGE_PULL_FAILED
 
 
-def test_a_report_is_believed_before_anything_else() -> None:
-    """Also when the container was killed for memory right after it."""
+def test_a_report_takes_precedence_over_the_exit_code() -> None:
+    """Also when the container was OOM-killed right after it."""
     message = a_failure_report(Stage.TRAIN, Reason.CUDA_OUT_OF_MEMORY, "tried to allocate 2 GiB")
     cause = failures.of_pod(a_pod(ended("train", 78, message, "OOMKilled")))
     assert cause is not None
     assert (cause.reason, cause.message) == (Reason.CUDA_OUT_OF_MEMORY, "tried to allocate 2 GiB")
 
 
-def test_a_report_of_another_stage_is_not_believed() -> None:
-    """A container speaks for itself only."""
+def test_a_report_of_another_stage_is_ignored() -> None:
+    """A container reports its own stages only."""
     cause = failures.of_pod(a_pod(ended("train", 65, a_failure_report(Stage.PREPARE, Reason.DATASET_EMPTY))))
     assert cause is not None
     assert cause.reason is Reason.INTERNAL_ERROR
 
 
-def test_the_failing_container_is_named_among_several() -> None:
-    """Train went well, evaluate did not."""
+def test_the_failed_container_of_several_is_named() -> None:
+    """Train succeeded, evaluate failed."""
     pod = a_pod(ended("evaluate", 1), initContainerStatuses=[ended("train", 0, "{}", "Completed")])
     cause = failures.of_pod(pod)
     assert cause is not None
     assert cause.stage == "evaluate"
 
 
-def test_an_evicted_pod_shows_the_words_of_the_kubelet() -> None:
-    """They name what ran out."""
+def test_an_evicted_pod_shows_the_message_of_the_kubelet() -> None:
+    """It names the exhausted resource."""
     said = "The node was low on resource: memory."
     cause = failures.of_pod(a_pod(ended("train", 137), reason="Evicted", message=said))
     assert cause is not None
@@ -108,7 +108,7 @@ def test_an_evicted_pod_shows_the_words_of_the_kubelet() -> None:
 
 
 def test_a_pod_that_died_with_its_node_is_lost() -> None:
-    """No container status tells how it ended."""
+    """No container status has its exit code."""
     waiting = {"name": "train", "state": {"running": {"startedAt": text(at(1))}}}
     cause = failures.of_pod(a_pod(waiting, reason="NodeLost", message="Node went away"))
     assert cause is not None
@@ -117,13 +117,13 @@ def test_a_pod_that_died_with_its_node_is_lost() -> None:
 
 
 def test_a_pod_that_has_not_failed_has_no_failure() -> None:
-    """Neither one that runs, nor one that succeeded."""
+    """Neither a running one, nor a succeeded one."""
     assert failures.of_pod(a_pod(phase="Running")) is None
     assert failures.of_pod(a_pod(ended("train", 0), phase="Succeeded")) is None
 
 
-def test_a_failed_job_says_what_its_last_own_failure_was() -> None:
-    """A preemption afterwards is not what failed it."""
+def test_a_failed_job_reports_its_last_own_failure() -> None:
+    """A later preemption is not the cause."""
     first = a_pod(ended("prepare", 69, a_failure_report(Stage.PREPARE, Reason.S3_UNREACHABLE)))
     drained = a_pod(
         ended("prepare", 143), conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "Preempted"}]
@@ -132,8 +132,8 @@ def test_a_failed_job_says_what_its_last_own_failure_was() -> None:
     assert failures.of_failed_job(PREPARE, job, [first, drained]).reason is Reason.S3_UNREACHABLE
 
 
-def test_a_failed_job_without_pods_says_what_the_job_controller_said() -> None:
-    """The exit code stands in its message."""
+def test_a_failed_job_without_pods_has_the_message_of_the_job_controller() -> None:
+    """It contains the exit code."""
     job = a_job(
         reason="PodFailurePolicy", message="Container prepare for pod x failed with exit code 65 matching FailJob"
     )
@@ -179,8 +179,8 @@ def test_a_failed_job_without_pods_says_what_the_job_controller_said() -> None:
         ),
     ],
 )
-def test_the_kubelets_complaints_are_told_with_the_field(message: str, reason: Reason, words: str) -> None:
-    """As a real kubelet words them."""
+def test_kubelet_warnings_are_reported_with_the_field(message: str, reason: Reason, words: str) -> None:
+    """With messages of a real kubelet."""
     observed = Observed((a_job(),), (a_pod(phase="Pending"),), (WarningEvent("pod", "FailedMount", message, at(3)),))
     cause = failures.blocking(WHOLE, PREPARE, observed.jobs[0], observed)
     assert cause is not None
@@ -188,8 +188,8 @@ def test_the_kubelets_complaints_are_told_with_the_field(message: str, reason: R
     assert words in cause.message
 
 
-def test_a_volume_of_the_kubelets_own_making_is_no_failure() -> None:
-    """It tries again within a second."""
+def test_a_service_account_volume_is_no_failure() -> None:
+    """The kubelet retries within a second."""
     message = 'MountVolume.SetUp failed for volume "kube-api-access-x" : failed to sync configmap cache: timed out'
     observed = Observed((a_job(),), (a_pod(phase="Pending"),), (WarningEvent("pod", "FailedMount", message, at(3)),))
     assert failures.blocking(WHOLE, PREPARE, observed.jobs[0], observed) is None
@@ -248,8 +248,8 @@ def test_a_volume_of_the_kubelets_own_making_is_no_failure() -> None:
         ),
     ],
 )
-def test_a_pod_that_is_refused_is_told(message: str, reason: Reason) -> None:
-    """As a real API server words it, in an event of the Job."""
+def test_a_rejected_pod_is_reported(message: str, reason: Reason) -> None:
+    """With the message of a real API server, in an event of the Job."""
     observed = Observed((a_job(),), (), (WarningEvent("job", "FailedCreate", message, at(3)),))
     cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
     assert cause is not None
@@ -257,8 +257,8 @@ def test_a_pod_that_is_refused_is_told(message: str, reason: Reason) -> None:
     assert cause.stage == "train"
 
 
-def test_the_newest_complaint_counts() -> None:
-    """A problem that was solved is not reported any more."""
+def test_the_newest_warning_is_reported() -> None:
+    """A resolved problem is not reported."""
     old = WarningEvent("job", "FailedCreate", "exceeded quota: team", at(1))
     new = WarningEvent("job", "FailedCreate", 'serviceaccount "b" not found', at(2))
     observed = Observed((a_job(),), (), (old, new))
@@ -267,8 +267,8 @@ def test_the_newest_complaint_counts() -> None:
     assert cause.reason is Reason.SERVICE_ACCOUNT_NOT_FOUND
 
 
-def test_pods_of_a_namespace_that_ends_are_no_failure() -> None:
-    """The object goes with it."""
+def test_a_terminating_namespace_is_no_failure() -> None:
+    """The object is deleted with it."""
     message = (
         'Error creating: pods "x-" is forbidden: unable to create new content in namespace a because it is being '
         "terminated"
@@ -300,8 +300,8 @@ def test_pods_of_a_namespace_that_ends_are_no_failure() -> None:
         ),
     ],
 )
-def test_what_the_node_cannot_give_a_pod_is_told(reason: str, message: str, expected: Reason) -> None:
-    """As kubelet and attach controller word it, in an event of the pod."""
+def test_unavailable_node_resources_are_reported(reason: str, message: str, expected: Reason) -> None:
+    """With messages of kubelet and attach controller, in an event of the pod."""
     spec = parsed(a_spec(compute={"modelCache": {"claimName": "cache"}}))
     observed = Observed((a_job(),), (a_pod(phase="Pending"),), (WarningEvent("pod", reason, message, at(3)),))
     cause = failures.blocking(spec, TRAIN, observed.jobs[0], observed)
@@ -312,8 +312,8 @@ def test_what_the_node_cannot_give_a_pod_is_told(reason: str, message: str, expe
 
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ImageInspectError"])
 @pytest.mark.parametrize("message", ["", "rpc error: code = NotFound", 'Back-off pulling image "mine/trainer:7"'])
-def test_an_image_that_cannot_be_had_is_named(reason: str, message: str) -> None:
-    """Whether the kubelet says which one it is, or not."""
+def test_an_image_that_cannot_be_pulled_is_named(reason: str, message: str) -> None:
+    """Whether the kubelet names it or not."""
     waiting = {"name": "train", "image": "mine/trainer:7", "state": {"waiting": {"reason": reason, "message": message}}}
     observed = Observed((a_job(),), (a_pod(waiting, phase="Pending"),))
     cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
@@ -332,8 +332,8 @@ def unschedulable(message: str) -> dict[str, Any]:
     ("claim", "field"),
     [("cache", "spec.compute.modelCache.claimName"), ("other", "spec.podTemplates.train.volumes")],
 )
-def test_a_missing_claim_is_told_with_its_field(claim: str, field: str) -> None:
-    """The scheduler waits for it; somebody has to create it."""
+def test_a_missing_volume_claim_is_reported_with_its_field(claim: str, field: str) -> None:
+    """The scheduler waits until the claim is created."""
     message = f'0/1 nodes are available: persistentvolumeclaim "{claim}" not found. not eligible for preemption.'
     observed = Observed((a_job(),), (a_pod(phase="Pending", **unschedulable(message)),))
     spec = parsed(a_spec(compute={"modelCache": {"claimName": "cache"}}))
@@ -368,8 +368,8 @@ def test_a_missing_claim_is_told_with_its_field(claim: str, field: str) -> None:
         ("0/1 nodes are available: something new.", ""),
     ],
 )
-def test_what_no_node_has_is_said_in_words_of_the_spec(message: str, words: str) -> None:
-    """As a real scheduler words it; its own words follow in the status."""
+def test_an_unschedulable_pod_is_reported_with_fields_of_the_spec(message: str, words: str) -> None:
+    """From messages of a real scheduler, which follow in the status."""
     assert failures.unschedulable_reason(message, TRAIN) == words
 
 
@@ -390,8 +390,8 @@ def test_what_no_node_has_is_said_in_words_of_the_spec(message: str, words: str)
         ),
     ],
 )
-def test_a_pod_that_its_node_does_not_take_is_told_from_a_lost_one(status: dict[str, Any], reason: Reason) -> None:
-    """The one may end so again and again, the other is nobody's fault."""
+def test_a_pod_rejected_by_its_node_is_distinguished_from_a_lost_one(status: dict[str, Any], reason: Reason) -> None:
+    """The first is limited, the second is caused by the platform."""
     cause = failures.of_pod(a_pod(**status))
     assert cause is not None
     assert cause.reason is reason
@@ -408,21 +408,21 @@ def test_a_pod_that_its_node_does_not_take_is_told_from_a_lost_one(status: dict[
         (Refusal(422, "spec.template.spec.tolerations: Invalid value", taken=False), Reason.INVALID_SPEC),
     ],
 )
-def test_a_refused_job_is_told(refusal: Refusal, reason: Reason) -> None:
-    """By the code and the words of the API server."""
+def test_a_rejected_job_is_reported(refusal: Refusal, reason: Reason) -> None:
+    """With the status code and message of the API server."""
     assert failures.of_refusal(PREPARE, "support-prepare-1", refusal).reason is reason
 
 
-def test_every_failure_in_a_status_has_what_the_taxonomy_says() -> None:
-    """Remedy, actor and whether it can heal by itself."""
+def test_every_failure_has_remedy_actor_and_retryability() -> None:
+    """As the list of reasons defines them."""
     for reason, known in FAILURES.items():
         status = failures.Cause("train", reason, "message").status(generation=3)
         assert (status.remedy, status.actor, status.retryable) == (known.remedy, known.actor, known.retryable)
         assert status.observed_generation == 3
 
 
-def test_a_long_message_keeps_its_ends() -> None:
-    """An event takes 1024 characters; where it begins and how it ends says most."""
+def test_a_long_message_is_shortened_in_the_middle() -> None:
+    """Events are limited to 1024 characters; start and end are the most useful parts."""
     message = failures.shortened(f"begin {'x' * 5000} end")
     assert len(message) <= failures.MESSAGE_LENGTH
     assert message.startswith("begin")

@@ -1,7 +1,7 @@
-"""Runs on several nodes: their pods start, end and start again together, and each restart has a cause."""
+"""Runs on several nodes: their pods start, end and restart together, and each restart has a cause."""
 
 import pytest
-from property.simulator import World, stage_at_work
+from property.simulator import World, current_stage
 from property.worlds import condition, entry, run_to_the_end
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
@@ -48,7 +48,7 @@ def restart(world):
 
 
 def test_a_stage_has_started_when_all_pods_run():
-    """Until then the run is Queued and its message says how many run."""
+    """Until then the run is Queued, and its message has the number of running pods."""
     world = a_group()
     first, second, third = world.live_pods()
     for pod in (first, second):
@@ -66,7 +66,7 @@ def test_a_stage_has_started_when_all_pods_run():
 
 
 def test_gpu_time_counts_the_gpus_of_all_pods():
-    """As long as the group runs, from the start of its last pod on."""
+    """From the start of the last pod."""
     world = a_training_group()
     world.seconds += 600
     world.settle()
@@ -82,7 +82,7 @@ def test_a_run_on_several_nodes_succeeds():
 
 
 def test_train_is_done_when_the_first_pod_has_reported_it():
-    """While all pods go on with evaluate."""
+    """All pods continue with evaluate."""
     world = a_training_group()
     first, *others = world.live_pods()
     world.seconds += 60
@@ -91,7 +91,7 @@ def test_train_is_done_when_the_first_pod_has_reported_it():
     assert (world.status.phase, entry(world, Stage.TRAIN).state) == (Phase.EVALUATING, StageState.SUCCEEDED)
     for pod in others:
         world.succeed(pod)
-        assert stage_at_work(pod) is Stage.EVALUATE
+        assert current_stage(pod) is Stage.EVALUATE
     world.settle()
     assert (entry(world, Stage.EVALUATE).state, entry(world, Stage.EVALUATE).gpus) == (StageState.RUNNING, 6)
 
@@ -109,8 +109,8 @@ def test_train_is_done_when_the_first_pod_has_reported_it():
         (lambda world, pod: world.fail(pod, Reason.S3_UNREACHABLE), "S3Unreachable", 0),
     ],
 )
-def test_one_pod_less_is_one_restart_of_the_group(happens, cause, preemptions, index):
-    """Whichever pod it is, and whatever ends it: the others end because of it and are no cause."""
+def test_a_lost_pod_is_one_restart_of_the_group(happens, cause, preemptions, index):
+    """Whichever pod it is and whatever the cause: the exits of the others are not counted."""
     world = a_training_group()
     happens(world, world.live_pods()[index])
     restart(world)
@@ -131,7 +131,7 @@ def test_two_preempted_pods_are_one_restart():
 
 
 def test_a_group_that_lost_a_pod_still_holds_its_gpus():
-    """It has ended only when all its pods have."""
+    """The attempt ends when all its pods have ended."""
     world = a_training_group()
     started_at = entry(world, Stage.TRAIN).started_at
     world.drain(world.live_pods()[1])
@@ -146,8 +146,8 @@ def test_a_group_that_lost_a_pod_still_holds_its_gpus():
     assert (train.finished_at - started_at).seconds == 30
 
 
-def test_a_failure_of_any_pod_is_that_of_the_run():
-    """The lowest index with a reason of its own wins, and what cannot heal ends the run at once."""
+def test_a_failure_of_any_pod_fails_the_run():
+    """The lowest index with its own reason is reported. A permanent failure ends the run."""
     world = a_training_group()
     first, second, third = world.live_pods()
     world.fail(third, Reason.CUDA_OUT_OF_MEMORY, "of the third")
@@ -165,8 +165,8 @@ def test_a_failure_of_any_pod_is_that_of_the_run():
     assert not world.live_pods()
 
 
-def test_a_failure_before_the_group_has_started_is_that_of_the_run():
-    """The other pods may not even have started."""
+def test_a_permanent_failure_before_the_group_has_started_fails_the_run():
+    """The other pods may not have started."""
     world = a_group()
     pod = world.live_pods()[2]
     world.start(pod)
@@ -175,8 +175,8 @@ def test_a_failure_before_the_group_has_started_is_that_of_the_run():
     assert (world.status.failure.reason, world.status.failure.message) == (Reason.CUDA_OUT_OF_MEMORY, "too small")
 
 
-def test_a_pod_that_fails_at_the_end_of_train_does_not_undo_it():
-    """The first pod has written the output; the failure keeps its reason, and evaluate is what is tried again."""
+def test_a_pod_failure_after_train_does_not_rerun_train():
+    """The first pod has written the output. Evaluate is retried with the reason of the failure."""
     world = a_training_group(retry={"limit": 0})
     first, second, third = world.live_pods()
     world.hears_ends = False
@@ -190,8 +190,8 @@ def test_a_pod_that_fails_at_the_end_of_train_does_not_undo_it():
     assert (failure.stage, failure.reason, failure.message) == ("evaluate", Reason.S3_UNREACHABLE, "of the second")
 
 
-def test_a_pod_that_ends_before_the_group_has_started_is_no_attempt():
-    """It is replaced alone, and the others wait for it."""
+def test_a_pod_that_ends_before_the_group_has_started_does_not_count():
+    """Only this pod is replaced."""
     world = a_group()
     first, second, _ = world.live_pods()
     for pod in (first, second):
@@ -206,8 +206,8 @@ def test_a_pod_that_ends_before_the_group_has_started_is_no_attempt():
     assert entry(world, Stage.TRAIN).attempts == 1
 
 
-def test_failures_that_a_retry_can_fix_are_bounded_for_each_index():
-    """As often as in the only pod of a Job."""
+def test_retryable_failures_are_limited_per_index():
+    """By the same limit as for a single pod."""
     world = a_training_group(retry={"limit": 2})
     for attempt in (1, 2, 3):
         assert entry(world, Stage.TRAIN).attempts == attempt
@@ -217,8 +217,8 @@ def test_failures_that_a_retry_can_fix_are_bounded_for_each_index():
     assert (world.status.phase, world.status.failure.reason) == (Phase.FAILED, Reason.S3_UNREACHABLE)
 
 
-def test_pods_that_lose_each_other_again_and_again_end_the_run():
-    """As where a NetworkPolicy is between them: it is nobody's preemption, so it is bounded."""
+def test_repeated_connection_losses_end_the_run():
+    """For example with a NetworkPolicy between the pods. It is not a preemption, so it is limited."""
     world = a_training_group(retry={"limit": 1})
     for _ in range(2):
         for pod in world.live_pods():
@@ -232,8 +232,8 @@ def test_pods_that_lose_each_other_again_and_again_end_the_run():
     assert not world.live_jobs()
 
 
-def test_without_room_for_all_pods_none_is_kept():
-    """They hold GPUs for startTimeout at most. The status gives the reason, and the pauses between attempts grow."""
+def test_a_partially_scheduled_group_is_removed():
+    """Its pods hold GPUs for startTimeout at most. The status gives the reason, and retries back off."""
     world = a_group(compute={"nodes": 3, "startTimeout": "5m"})
     for times, pause in ((1, 60), (2, 120), (3, 240)):
         first, second, _ = world.live_pods()
@@ -263,8 +263,8 @@ def test_without_room_for_all_pods_none_is_kept():
     run_to_the_end(world)
 
 
-def test_pods_that_hold_nothing_may_wait_for_ever():
-    """None has a node, as when no GPU is free: they wait as the pod of any run does."""
+def test_an_unscheduled_group_can_wait_forever():
+    """No pod has a node, so none holds a GPU."""
     world = World(**GROUP)
     world.settle()
     world.run_pod()
@@ -276,8 +276,8 @@ def test_pods_that_hold_nothing_may_wait_for_ever():
     assert condition(world, "Ready").reason == "Unschedulable"
 
 
-def test_in_a_queue_no_pod_is_removed_for_its_start():
-    """Kueue has reserved the quota of all."""
+def test_a_queued_group_has_no_start_timeout():
+    """Kueue has reserved the quota for all pods."""
     world = World(**GROUP, queue={"name": "team-a"})
     world.settle()
     world.run_pod()
@@ -290,8 +290,8 @@ def test_in_a_queue_no_pod_is_removed_for_its_start():
     assert len(world.live_pods()) == 3
 
 
-def test_a_preempted_group_is_one_preemption():
-    """Kueue takes the quota of all pods, and gives it back to all."""
+def test_a_preempted_group_counts_as_one_preemption():
+    """Kueue preempts and admits all pods together."""
     world = World(**GROUP, queue={"name": "team-a"}, retry={"limit": 0})
     world.settle()
     world.run_pod()
@@ -310,10 +310,10 @@ def test_a_preempted_group_is_one_preemption():
     run_to_the_end(world)
 
 
-def test_a_silent_group_is_stopped_and_retried():
-    """By the progress of the first pod, which alone reports."""
+def test_a_group_without_progress_is_stopped_and_retried():
+    """Only the first pod reports progress."""
     world = a_training_group(stallTimeout="10m", retry={"limit": 1})
-    world.hear(world.live_pods()[0])
+    world.report_progress(world.live_pods()[0])
     world.seconds += 600
     world.settle()
     train = entry(world, Stage.TRAIN)
@@ -321,8 +321,8 @@ def test_a_silent_group_is_stopped_and_retried():
     run_to_the_end(world)
 
 
-def test_pods_that_cannot_end_together_start_again_together():
-    """An index that has succeeded is not started again by the Job controller, so the others would wait for it."""
+def test_a_group_with_a_completed_index_is_restarted_as_a_whole():
+    """The Job controller does not restart a succeeded index, so the others would wait for it."""
     world = a_training_group()
     first, second, third = world.live_pods()
     world.end(second, 0, "")
@@ -336,7 +336,7 @@ def test_pods_that_cannot_end_together_start_again_together():
 
 
 def test_a_new_group_waits_for_every_pod_of_the_old_one():
-    """An edit replaces the Job; while a node does not answer, its pod may still write the checkpoint."""
+    """An edit replaces the Job; a pod on an unreachable node may still write its checkpoint."""
     world = a_training_group()
     pod = world.live_pods()[2]
     world.cut_off(pod)
@@ -354,8 +354,8 @@ def test_a_new_group_waits_for_every_pod_of_the_old_one():
     run_to_the_end(world)
 
 
-def test_other_nodes_replace_the_job_and_repeat_nothing_that_is_done():
-    """The outputs are the same on any number of nodes."""
+def test_a_changed_node_count_replaces_the_job_but_not_finished_outputs():
+    """Outputs do not depend on the number of nodes."""
     world = a_training_group()
     key = entry(world, Stage.TRAIN).key
     world.edit(compute={"nodes": 1})
@@ -369,8 +369,8 @@ def test_other_nodes_replace_the_job_and_repeat_nothing_that_is_done():
     run_to_the_end(world)
 
 
-def test_a_name_with_dots_cannot_have_several_nodes():
-    """A profile may set them, so that the API server does not refuse it."""
+def test_a_name_with_dots_is_rejected_with_several_nodes():
+    """A profile may set nodes, so the API server does not reject the object."""
     world = World(**GROUP)
     world.finetune_body["metadata"]["name"] = "support.tools"
     world.settle()
@@ -380,8 +380,8 @@ def test_a_name_with_dots_cannot_have_several_nodes():
     assert "metadata.name support.tools must have no dots" in world.status.failure.message
 
 
-def test_the_companions_come_and_go_with_their_job():
-    """Nothing is left of them when another Job follows."""
+def test_service_and_network_policy_are_deleted_with_their_job():
+    """No leftovers exist when another Job follows."""
     world = a_training_group()
     (job,) = world.live_jobs()
     name = job["metadata"]["name"]

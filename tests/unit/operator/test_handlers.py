@@ -9,15 +9,15 @@ from tunemill_operator.handlers import log_loop_error
 
 
 async def a_watch() -> AsyncIterator[int]:
-    """Fails when it is closed."""
+    """An async generator that raises when it is closed."""
     try:
         yield 1
     finally:
         raise RuntimeError("generator didn't stop after athrow()")
 
 
-def test_generators_that_the_loop_closes_are_no_errors(caplog: pytest.LogCaptureFixture) -> None:
-    """Other errors are."""
+def test_generators_closed_by_the_loop_are_not_logged_as_errors(caplog: pytest.LogCaptureFixture) -> None:
+    """Other errors are logged."""
     caplog.set_level(logging.DEBUG)
     left_open = []
 

@@ -1,4 +1,4 @@
-"""What the status keeps of runs that have ended."""
+"""The history of finished runs in the status."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import RunResult
 
 
-def go_on(world: World, **report: Any) -> None:
+def proceed(world: World, **report: Any) -> None:
     """Let everything go well until it rests."""
     for _ in range(4):
         world.settle()
@@ -24,8 +24,8 @@ def results(world: World) -> list[RunResult]:
     return [entry.result for entry in world.status.history]
 
 
-def test_a_published_run_stands_in_the_history_with_its_figures() -> None:
-    """Once, at the time of its end, however long it stays so."""
+def test_a_published_run_is_in_the_history_with_its_metrics() -> None:
+    """Once, with the time of its end."""
     world = a_finished_world()
     (entry,) = world.status.history
     assert (entry.id, entry.result) == (world.status.run.id, RunResult.SUCCEEDED)
@@ -36,42 +36,42 @@ def test_a_published_run_stands_in_the_history_with_its_figures() -> None:
     assert world.status.history == [entry]
 
 
-def test_every_run_that_ended_stays_up_to_the_limit() -> None:
+def test_finished_runs_are_kept_up_to_the_limit() -> None:
     """The newest first; a lower limit takes effect at once."""
     world = a_finished_world(historyLimit=2)
     for tag in ("v1", "v2", "v3"):
         world.edit(publish={"tag": tag})
-        go_on(world)
+        proceed(world)
     assert results(world) == [RunResult.SUCCEEDED] * 2
     assert world.status.history[0].id == world.status.run.id
     world.edit(historyLimit=0)
-    go_on(world)
+    proceed(world)
     assert results(world) == []
 
 
-def test_a_run_that_failed_and_was_tried_again_has_the_result_of_the_last_try() -> None:
-    """It is one run: nothing of what was asked for has changed."""
+def test_a_retried_run_has_the_result_of_its_last_attempt() -> None:
+    """It is one run with the same inputs."""
     world = a_world_at(Stage.TRAIN)
     world.fail(world.live_pods()[0], Reason.TRAINING_DIVERGED)
     world.settle()
     (failed,) = world.status.history
     assert (failed.result, failed.reason) == (RunResult.FAILED, Reason.TRAINING_DIVERGED)
     world.edit(retry={"limit": 1})
-    go_on(world)
+    proceed(world)
     assert results(world) == [RunResult.SUCCEEDED]
     assert world.status.history[0].id == failed.id
 
 
-def test_a_run_that_is_edited_away_at_work_was_replaced() -> None:
-    """What was asked for before it was never finished."""
+def test_a_run_interrupted_by_an_edit_is_recorded_as_replaced() -> None:
+    """Its inputs were never finished."""
     world = a_world_at(Stage.TRAIN)
     world.edit(training={"learningRate": "5e-4"})
-    go_on(world)
+    proceed(world)
     assert results(world) == [RunResult.SUCCEEDED, RunResult.REPLACED]
 
 
-def test_a_wish_that_nothing_worked_for_leaves_no_trace() -> None:
-    """Two edits in a row are one."""
+def test_an_edit_before_any_work_started_is_not_recorded() -> None:
+    """Two edits in a row are one run."""
     world = a_finished_world()
     world.edit(suspend=True)
     world.seconds += 10
@@ -81,19 +81,19 @@ def test_a_wish_that_nothing_worked_for_leaves_no_trace() -> None:
     assert results(world) == [RunResult.SUCCEEDED]
 
 
-def test_a_held_run_stands_with_its_figures_and_is_one_with_its_publication() -> None:
-    """A gate is in no key: lowering it ends the same run another way."""
+def test_a_held_run_and_its_publication_are_one_entry() -> None:
+    """A gate is in no key: lowering it gives the same run another result."""
     world = World(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]})
-    go_on(world)
+    proceed(world)
     (held,) = world.status.history
     assert (held.result, held.reason, held.metrics) == (RunResult.HELD, "GateNotPassed", {"exact_match": "0.9000"})
     world.edit(evaluation={"gates": []})
-    go_on(world)
+    proceed(world)
     assert results(world) == [RunResult.SUCCEEDED]
 
 
-def test_what_goes_on_by_itself_has_not_ended() -> None:
-    """An image that cannot be pulled yet is shown as a failure, and is no result."""
+def test_a_retried_failure_is_not_recorded() -> None:
+    """An image that cannot be pulled yet is shown as a failure, but is no result."""
     world = World()
     world.settle()
     (pod,) = world.live_pods()
@@ -112,38 +112,38 @@ def ids(world: World) -> list[str]:
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_no_run_stands_in_the_history_twice(failed: bool) -> None:
-    """A request, a publication, and the removal of the annotation lead back to the id of the first run."""
+def test_no_run_is_recorded_twice(failed: bool) -> None:
+    """A request, a publication, and removing the annotation lead back to the id of the first run."""
     world = a_world_at(Stage.PREPARE)
     if failed:
         world.fail(world.live_pods()[0], Reason.HUB_WRITE_DENIED, "403")
-    go_on(world)
+    proceed(world)
     for value in ("2026-11-22", "", "2026-11-22", ""):
         if value:
             world.request(value)
         else:
             world.finetune_body["metadata"]["annotations"].pop("tunemill.dev/requested-at")
             world._touch(world.finetune_body)
-        go_on(world)
+        proceed(world)
         assert len(set(ids(world))) == len(ids(world))
         assert ids(world)[0] == world.status.run.id
 
 
-def test_a_run_that_was_held_and_published_under_another_request_stands_in_it_once() -> None:
+def test_a_run_held_and_published_under_different_requests_is_recorded_once() -> None:
     """The gate is lowered in between."""
     world = World(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]})
-    go_on(world)
+    proceed(world)
     world.request("2026-11-22")
     world.edit(evaluation={"gates": []})
-    go_on(world)
+    proceed(world)
     world.finetune_body["metadata"]["annotations"].pop("tunemill.dev/requested-at")
     world._touch(world.finetune_body)
-    go_on(world)
+    proceed(world)
     assert len(set(ids(world))) == len(ids(world))
 
 
-def test_an_id_that_stands_twice_in_a_status_is_repaired() -> None:
-    """Whoever wrote it: the API server refuses every status in which it stays so. The newest entry counts."""
+def test_a_duplicate_id_in_the_history_is_repaired() -> None:
+    """The API server rejects every status with a duplicate. The newest entry is kept."""
     world = a_finished_world()
     first = world.finetune_body["status"]["history"][0]
     older = {**first, "id": "0ther0ne", "finished": "2026-11-20T12:00:00Z"}

@@ -1,4 +1,4 @@
-"""Pods that lie and attack with what they say: an image of a tenant's own may say anything."""
+"""Pods with false or malicious reports: a tenant's image can report anything."""
 
 import json
 import logging
@@ -17,12 +17,12 @@ NASTY = "a\n2026-01-01T00:00:00Z error team-b/other: forged\r\x1b[2K\x9b31m\u202
 
 
 def container(message: str) -> Container:
-    """Return the container of prepare after it ended well with these words."""
+    """Return the prepare container after it succeeded with this message."""
     return Container("prepare", "image", "", "", None, Ended(0, "Completed", message, None))
 
 
-def test_the_facts_that_a_pod_reports_are_plain_text():
-    """They become the status, which is printed on terminals and shown by web pages."""
+def test_facts_reported_by_a_pod_are_escaped():
+    """They become the status, which is shown in terminals and web pages."""
     report = json.loads(a_report(Stage.PREPARE))
     report["prepared"] |= {"baseModelRevision": NASTY, "tokenizerMode": NASTY}
     report["prepared"]["dataset"]["format"] = NASTY
@@ -37,20 +37,20 @@ def test_the_facts_that_a_pod_reports_are_plain_text():
 @pytest.mark.parametrize(
     "message", ["{" * 4096, "[" * 4096, '{"stage": "prepare"', "{\x00}", '{"stage": "train"}', "\ud800"]
 )
-def test_what_is_no_report_is_none(message):
-    """Whatever it looks like, it ends in a message and not in an error of the operator's."""
+def test_an_invalid_report_is_ignored(message):
+    """It becomes a message, never an error of the operator."""
     assert report_of(container(message)) is None
 
 
 def test_a_message_is_one_line_of_bounded_length():
-    """Escapes make a text longer: it is cut after them."""
+    """It is truncated after escaping, which makes it longer."""
     shown = shortened("\x1b" * 5000 + NASTY)
     assert len(shown) <= MESSAGE_LENGTH
     assert plain(shown) == shown
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_name_forges_no_line_of_the_log(form, capsys):
+def test_a_name_cannot_forge_a_log_line(form, capsys):
     """Neither by its own line feeds nor in a traceback."""
     before = logging.getLogger().handlers[:]
     try:

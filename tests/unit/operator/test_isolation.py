@@ -1,4 +1,4 @@
-"""What one object holds ends nothing but the reconcile of that object (findings H1 to H3 of the security review)."""
+"""A malicious object affects only its own reconcile (findings H1 to H3 of the security review)."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ Jump = Callable[..., Any]
 
 
 class Counter:
-    """Takes in what is counted."""
+    """Records what is counted."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None
@@ -45,7 +45,7 @@ def nested(depth: int) -> Json:
 
 
 def a_job(name: str, **annotations: str) -> Json:
-    """Return a Job that anybody with the role edit can create."""
+    """Return a Job that anybody with the edit role can create."""
     return {
         "metadata": {
             "name": name,
@@ -78,12 +78,12 @@ async def a_resync(folder: Path, lists: dict[str, list[Json]]) -> AsyncIterator[
 
 
 @pytest.mark.parametrize("depth", [150, 250, 1200, 9000])
-async def test_an_object_of_an_older_crd_with_a_deep_affinity_stalls_itself_alone(tmp_path: Path, depth: int) -> None:
+async def test_a_deep_affinity_stalls_only_its_own_object(tmp_path: Path, depth: int) -> None:
     """One apply ended the operator for all namespaces, and again at each restart (01_deep_affinity.py)."""
-    bomb, honest = a_finetune_body("bomb", "attacker"), a_finetune_body("honest", "team-a")
+    bomb, valid = a_finetune_body("bomb", "attacker"), a_finetune_body("valid", "team-a")
     bomb["spec"]["compute"] = {"affinity": "DEEP"}
     deep = json.dumps("DEEP"), '{"a":' * depth + "1" + "}" * depth
-    page = json.dumps({"items": [bomb, honest], "metadata": {"resourceVersion": "10"}}).replace(*deep)
+    page = json.dumps({"items": [bomb, valid], "metadata": {"resourceVersion": "10"}}).replace(*deep)
 
     async def handler(request: web.Request) -> web.StreamResponse:
         if request.path.endswith("/functioncallfinetunes"):
@@ -95,7 +95,7 @@ async def test_an_object_of_an_older_crd_with_a_deep_affinity_stalls_itself_alon
         queue: Any = WorkQueue(observer, cache.unserved)  # type: ignore[arg-type]
         resync = Resync(client, cache, queue, observer, (), profiles=False)  # type: ignore[arg-type]
         await resync._compare()
-    stalled, served = cache.finetune(("attacker", "bomb")), cache.finetune(("team-a", "honest"))
+    stalled, served = cache.finetune(("attacker", "bomb")), cache.finetune(("team-a", "valid"))
     assert stalled is not None
     assert stalled.spec is None
     assert "spec.compute.affinity" in stalled.spec_error
@@ -103,8 +103,8 @@ async def test_an_object_of_an_older_crd_with_a_deep_affinity_stalls_itself_alon
     assert served.spec is not None
 
 
-async def test_an_object_that_comes_while_the_operator_leads_does_not_end_it(tmp_path: Path) -> None:
-    """The comparison of the caches goes on, also when a list is no list (05_running_leader.py)."""
+async def test_a_malicious_object_does_not_stop_a_running_leader(tmp_path: Path) -> None:
+    """The resync continues, also when a list is no list (05_running_leader.py)."""
     lists: dict[str, list[Json]] = {}
     async with a_resync(tmp_path, lists) as resync:
         await resync.fill_caches()
@@ -112,12 +112,12 @@ async def test_an_object_that_comes_while_the_operator_leads_does_not_end_it(tmp
             {"metadata": {"name": "no uid"}},
             {"metadata": 5},
             {"spec": {}},
-            a_finetune_body("honest", "team-a"),
+            a_finetune_body("valid", "team-a"),
         ]
         task = asyncio.create_task(resync.run(0.05))
         resync._last_listed_at = -10
         async with asyncio.timeout(20):
-            while resync.cache.finetune(("team-a", "honest")) is None:
+            while resync.cache.finetune(("team-a", "valid")) is None:
                 assert not task.done()
                 await asyncio.sleep(0.05)
         task.cancel()
@@ -125,15 +125,15 @@ async def test_an_object_that_comes_while_the_operator_leads_does_not_end_it(tmp
 
 @pytest.mark.parametrize("value", ["x", "-1", "1e3", "9" * 5000, "", "٣", "1_0", " 1"])
 def test_a_job_with_any_annotation_is_read(value: str) -> None:
-    """`int()` was called on it before anybody looked who owns the Job (02_job_annotation.py)."""
+    """`int()` was called on it before the owner of the Job was checked (02_job_annotation.py)."""
     store = Cache().jobs
     assert store.put(a_job("j", **{ANNOTATION_GENERATION: value})) == ("attacker", "x")
     (job,) = store.of(("attacker", "x"))
     assert job.generation == 0
 
 
-def test_a_version_that_cannot_be_read_is_ignored_and_counted_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The object stays as it was known, the others are taken in, and the log is not flooded."""
+def test_an_unreadable_resource_version_is_ignored_and_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The cached object stays, other objects are updated, and the log is not flooded."""
     counted: list[str] = []
     cache = Cache(counted.append)
     good, bad = a_job("j"), a_job("j")
@@ -148,8 +148,8 @@ def test_a_version_that_cannot_be_read_is_ignored_and_counted_once(caplog: pytes
     assert "attacker/j" in caplog.text
 
 
-def test_times_that_a_user_wrote_into_a_status_are_none() -> None:
-    """With patch on pods/status anything that looks like a time may stand there."""
+def test_invalid_times_in_a_pod_status_are_ignored() -> None:
+    """With patch on pods/status any string may be there."""
     body = a_job("pod") | {
         "status": {
             "containerStatuses": [
@@ -164,8 +164,8 @@ def test_times_that_a_user_wrote_into_a_status_are_none() -> None:
     assert prepare.ended.finished_at is None
 
 
-def test_an_object_that_is_too_large_says_so_and_is_not_kept() -> None:
-    """The API server takes 1.5 MiB of each: some hundred of them would be more than the operator's memory."""
+def test_a_too_large_object_is_reported_and_not_cached() -> None:
+    """The API server accepts 1.5 MiB each: some hundred would exceed the operator's memory."""
     cache, body = Cache(), a_finetune_body("large", "attacker", podTemplates={"train": {"x": "y" * 2 * LARGEST_BYTES}})
     cache.finetunes.put(body)
     (stored,) = cache.finetunes
@@ -176,8 +176,8 @@ def test_an_object_that_is_too_large_says_so_and_is_not_kept() -> None:
     assert "make it smaller" in found.spec_error
 
 
-def test_an_object_with_half_a_surrogate_pair_says_so() -> None:
-    """It is a text for Python, and none for any file."""
+def test_an_object_with_half_a_surrogate_pair_is_reported() -> None:
+    """Python accepts the string, but cannot encode it."""
     cache = Cache()
     cache.finetunes.put(a_finetune_body("odd", "attacker", dataset={"uri": "s3://\ud800"}))
     found = cache.finetune(("attacker", "odd"))
@@ -185,16 +185,16 @@ def test_an_object_with_half_a_surrogate_pair_says_so() -> None:
     assert "cannot be read" in found.spec_error
 
 
-def test_a_profile_whose_spec_is_none_refuses_whoever_names_it() -> None:
-    """To ignore it would be to ignore its limits."""
+def test_objects_with_an_invalid_profile_are_refused() -> None:
+    """Ignoring the profile would ignore its limits."""
     body = {"metadata": {"name": "p", "uid": "p", "resourceVersion": "1", "creationTimestamp": text(at(0))}}
     for spec in ("text", [1], 5):
         assert profile_of(body | {"spec": spec}).error
     assert not a_profile().error
 
 
-def test_an_event_that_a_user_wrote_hides_no_other(jump: Jump) -> None:
-    """Events are no part of what the operator trusts."""
+def test_an_event_written_by_a_user_does_not_hide_others(jump: Jump) -> None:
+    """The operator does not trust events."""
 
     class Events:
         async def warnings_in(self, namespace: str) -> list[Json]:
@@ -214,8 +214,8 @@ def test_an_event_that_a_user_wrote_hides_no_other(jump: Jump) -> None:
     jump(story())
 
 
-async def test_of_many_pods_and_events_little_is_kept(tmp_path: Path) -> None:
-    """A tenant may have thousands with his object's label."""
+async def test_memory_for_many_pods_and_events_is_bounded(tmp_path: Path) -> None:
+    """A tenant may create thousands with the object's label."""
     pod = {"metadata": {"name": "p", "managedFields": [{}], "annotations": {}}, "spec": {"nodeName": "n", "x": 1}}
 
     async def handler(_: web.Request) -> web.StreamResponse:
@@ -227,8 +227,8 @@ async def test_of_many_pods_and_events_little_is_kept(tmp_path: Path) -> None:
         assert await client.warnings_in("team-a") == [slim]
 
 
-def test_json_is_cut_where_it_is_too_deep_and_nowhere_else() -> None:
-    """Brackets and escapes inside of texts do not count."""
+def test_json_is_truncated_only_where_it_is_too_deep() -> None:
+    """Brackets and escapes inside strings do not count."""
     text = json.dumps({"a": nested(500), "b": '}]{["\\', "c": [1, {"d": 2}]}).encode()
     with pytest.raises(RecursionError):
         json.loads(b"[" * 5000 + b"]" * 5000)
@@ -245,8 +245,8 @@ def test_json_is_cut_where_it_is_too_deep_and_nowhere_else() -> None:
         decoded(b"<h1>Bad Gateway</h1>")
 
 
-def test_of_a_list_each_object_that_can_be_decoded_is() -> None:
-    """Also when another one is broken in a way that no parser forgives."""
+def test_every_decodable_object_of_a_list_is_read() -> None:
+    """Also when another one is not valid JSON."""
     text = b'{"kind":"List","items":[{"a":[1]},{"b":nonsense},{"c":"}]"}],"metadata":{"resourceVersion":"7"}}'
     assert decoded(text) == {
         "kind": "List",
@@ -255,8 +255,8 @@ def test_of_a_list_each_object_that_can_be_decoded_is() -> None:
     }
 
 
-def test_a_line_of_a_watch_is_made_fit_for_kopf() -> None:
-    """Its parser is the standard one, and an exception there ends the watch of all objects."""
+def test_a_watch_line_is_sanitized_for_kopf() -> None:
+    """An exception in its JSON parser ends the watch of all objects."""
     deep = b'{"type":"ADDED","object":' + b"[" * 5000 + b"]" * 5000 + b"}"
     assert json.loads(decodable_line(deep))["type"] == "ADDED"
     assert decodable_line(b'{"a":1}') == b'{"a":1}'
@@ -264,7 +264,7 @@ def test_a_line_of_a_watch_is_made_fit_for_kopf() -> None:
 
 
 class LargeObjects:
-    """An API server whose objects are large, and what was asked of it."""
+    """An API server with large objects that records its requests."""
 
     def __init__(self, count: int, size: int) -> None:
         self.items = [{"metadata": {"name": f"o{number}"}, "x": "x" * size} for number in range(count)]
@@ -272,7 +272,7 @@ class LargeObjects:
         self.sent = 0
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer a list, or a watch that tells of a deep object and of an honest one."""
+        """Respond to a list, or to a watch with one deep and one valid object."""
         if request.query.get("watch"):
             deep = '{"type":"ADDED","object":{"a":' + "[" * 5000 + "]" * 5000 + "}}"
             return web.Response(text=f'{deep}\n{{"type":"ADDED","object":{{"b":1}}}}\n')
@@ -285,8 +285,8 @@ class LargeObjects:
         return answer
 
 
-async def test_a_page_of_large_objects_is_asked_for_again_with_fewer(tmp_path: Path) -> None:
-    """All are read, in pages that are bounded by bytes; the next list begins with as few (04_large.py)."""
+async def test_a_page_of_large_objects_is_requested_again_with_a_lower_limit(tmp_path: Path) -> None:
+    """All are read in pages of bounded size; the next list starts with the lower limit (04_large.py)."""
     server = LargeObjects(30, 1_000_000)
     async with a_client(server.handle, tmp_path) as (client, _):
         pages = [[item["metadata"]["name"] for item in page] async for page, _ in client.pages(FINETUNES, None)]
@@ -299,8 +299,8 @@ async def test_a_page_of_large_objects_is_asked_for_again_with_fewer(tmp_path: P
         assert await anext(len(page) async for page, _ in client.pages(JOBS, None)) <= 4, "each kind has its own size"
 
 
-async def test_a_page_becomes_larger_again_when_objects_are_small(tmp_path: Path) -> None:
-    """One tenant's large objects do not make all later lists slow."""
+async def test_the_page_limit_grows_again_for_small_objects(tmp_path: Path) -> None:
+    """One tenant's large objects do not slow down all later lists."""
     server = LargeObjects(30, 1_000_000)
     async with a_client(server.handle, tmp_path) as (client, _):
         async for _ in client.pages(FINETUNES, None):
@@ -312,15 +312,15 @@ async def test_a_page_becomes_larger_again_when_objects_are_small(tmp_path: Path
     assert server.limits[-1] == PAGE
 
 
-async def test_an_object_that_is_larger_than_a_page_is_read_all_the_same(tmp_path: Path) -> None:
-    """By itself."""
+async def test_an_object_larger_than_a_page_is_read(tmp_path: Path) -> None:
+    """In a page of its own."""
     server = LargeObjects(2, PAGE_BYTES + 1)
     async with a_client(server.handle, tmp_path) as (client, _):
         assert [len(page) async for page, _ in client.pages(FINETUNES, None)] == [1, 1]
 
 
 async def test_kopf_reads_lists_and_watches_in_the_same_way(tmp_path: Path) -> None:
-    """Its session has pages bounded by bytes, and lines that its parser can take."""
+    """Its session has pages of bounded size, and lines that its parser accepts."""
     server = LargeObjects(30, 1_000_000)
     async with a_client(server.handle, tmp_path):
         address = (tmp_path / "kubeconfig").read_text().partition("server: ")[2].split()[0]
@@ -343,8 +343,8 @@ async def test_kopf_reads_lists_and_watches_in_the_same_way(tmp_path: Path) -> N
         {"conditions": [{"type": "Mine", "status": "True", "message": "x" * 2 * LARGEST_BYTES}]},
     ],
 )
-def test_a_status_that_another_wrote_into_is_not_written_again_and_again(foreign: Json) -> None:
-    """What cannot be read stays in it: server-side apply leaves what others own."""
+def test_a_status_modified_by_others_is_not_rewritten_repeatedly(foreign: Json) -> None:
+    """Invalid fields stay: server-side apply keeps fields of other managers."""
     body = a_finetune_body("odd", "attacker", podTemplates={"train": {"unknown": 1}})
     body["status"] = foreign
     for round_ in range(3):

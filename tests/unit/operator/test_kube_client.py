@@ -1,4 +1,4 @@
-"""What the API server's answers become."""
+"""How the client handles responses of the API server."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -59,7 +59,7 @@ async def a_client(handler: Handler, folder: Path, **user: Any) -> AsyncIterator
 
 
 def answering(status: int, headers: dict[str, str] | None = None, **body: Any) -> Handler:
-    """Return a handler that always gives this answer."""
+    """Return a handler that always sends this response."""
 
     async def handler(_: web.Request) -> web.StreamResponse:
         return web.json_response(body, status=status, headers=headers)
@@ -80,10 +80,10 @@ def answering(status: int, headers: dict[str, str] | None = None, **body: Any) -
         (503, {"reason": "ServiceUnavailable", "message": "starting"}, UnavailableError),
     ],
 )
-async def test_each_answer_is_an_error_of_its_kind(
+async def test_each_status_code_raises_its_error(
     tmp_path: Path, status: int, body: dict[str, Any], kind: type[KubeError]
 ) -> None:
-    """With the API server's own words."""
+    """With the message of the API server."""
     async with a_client(answering(status, **body), tmp_path) as (client, observed):
         with pytest.raises(KubeError, match=body["message"]) as caught:
             await client.get(JOBS, "team-a", "x")
@@ -92,8 +92,8 @@ async def test_each_answer_is_an_error_of_its_kind(
         assert observed[0][::2] == ("GET", status)
 
 
-async def test_a_server_that_asks_to_wait_is_heard(tmp_path: Path) -> None:
-    """Retry-After."""
+async def test_retry_after_is_respected(tmp_path: Path) -> None:
+    """It becomes the delay of the error."""
     handler = answering(429, {"Retry-After": "7"}, message="slow down")
     async with a_client(handler, tmp_path) as (client, _):
         with pytest.raises(UnavailableError) as caught:
@@ -101,8 +101,8 @@ async def test_a_server_that_asks_to_wait_is_heard(tmp_path: Path) -> None:
         assert caught.value.retry_after == 7
 
 
-async def test_no_answer_is_an_error_too(tmp_path: Path) -> None:
-    """A connection that breaks off."""
+async def test_a_closed_connection_is_an_error(tmp_path: Path) -> None:
+    """It is retryable, like an unavailable server."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         assert request.transport
@@ -116,7 +116,7 @@ async def test_no_answer_is_an_error_too(tmp_path: Path) -> None:
 
 
 async def test_an_error_page_of_a_proxy_is_shown(tmp_path: Path) -> None:
-    """It is no JSON."""
+    """It is not JSON."""
 
     async def handler(_: web.Request) -> web.StreamResponse:
         return web.Response(status=502, text="<h1>Bad Gateway</h1>")
@@ -142,8 +142,8 @@ async def test_lists_are_read_page_by_page(tmp_path: Path) -> None:
     assert asked[1]["continue"] == "more"
 
 
-async def test_a_page_that_is_refused_for_the_moment_is_asked_for_again(tmp_path: Path) -> None:
-    """Among fifty pages one fails soon, and a list that began anew each time would never end."""
+async def test_a_temporarily_refused_page_is_retried(tmp_path: Path) -> None:
+    """One of fifty pages fails often, and restarting the list each time would never end."""
     answers = iter([429, 200, 500, 200])
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -158,7 +158,7 @@ async def test_a_page_that_is_refused_for_the_moment_is_asked_for_again(tmp_path
 
 
 async def test_jobs_are_created_with_strict_validation(tmp_path: Path) -> None:
-    """A field that the API server does not know would be dropped without a word; it is refused with its path."""
+    """An unknown field is rejected with its path, not dropped silently."""
     seen: list[dict[str, str]] = []
     message = 'strict decoding error: unknown field "spec.template.spec.affinty"'
 
@@ -178,8 +178,8 @@ async def test_jobs_are_created_with_strict_validation(tmp_path: Path) -> None:
     assert "spec.template.spec.affinty" in cause.message
 
 
-async def test_the_status_is_applied_to_the_version_that_was_decided_on(tmp_path: Path) -> None:
-    """Server-side apply by our own field manager, on the status alone."""
+async def test_the_status_is_applied_with_the_resource_version(tmp_path: Path) -> None:
+    """Server-side apply with the operator's field manager, on the status subresource."""
     seen: dict[str, Any] = {}
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -204,8 +204,8 @@ async def test_the_status_is_applied_to_the_version_that_was_decided_on(tmp_path
     assert seen["token"] == "Bearer secret"
 
 
-async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every request is bounded."""
+async def test_a_request_without_a_response_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request has a timeout."""
     monkeypatch.setattr("tunemill_operator.kube.client.REQUEST_SECONDS", 0.2)
 
     async def handler(_: web.Request) -> web.StreamResponse:
@@ -217,14 +217,14 @@ async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypat
             await client.get(JOBS, "team-a", "x")
 
 
-async def test_without_a_kubeconfig_it_is_said_what_to_set(tmp_path: Path) -> None:
+async def test_a_missing_kubeconfig_is_reported_with_a_remedy(tmp_path: Path) -> None:
     """One sentence, no traceback."""
     with pytest.raises(AccessError, match="--kubeconfig"):
         await open_access(str(tmp_path / "nothing"), "")
 
 
-async def test_the_credentials_of_the_kubeconfig_are_handed_on(tmp_path: Path) -> None:
-    """The watches connect by themselves."""
+async def test_the_credentials_of_the_kubeconfig_are_passed_to_the_watches(tmp_path: Path) -> None:
+    """Kopf opens its own connections."""
     async with a_client(answering(200), tmp_path, token="secret"):
         access = await open_access(str(tmp_path / "kubeconfig"), "x")
         credentials = await access.credentials()
@@ -242,10 +242,10 @@ async def test_the_credentials_of_the_kubeconfig_are_handed_on(tmp_path: Path) -
         ([{"name": FINETUNES.group}], [{"name": FINETUNES.plural}], True),
     ],
 )
-async def test_a_kind_is_discovered_only_when_group_and_kind_are_named(
+async def test_a_kind_is_discovered_when_group_and_kind_are_listed(
     tmp_path: Path, groups: list[Any], kinds: list[Any], known: bool
 ) -> None:
-    """The list of a new kind is served a moment before discovery names it, and kopf goes by discovery."""
+    """A new kind is served shortly before discovery lists it, and kopf uses discovery."""
 
     async def discovery(request: web.Request) -> web.Response:
         return web.json_response({"groups": groups} if request.path == "/apis" else {"resources": kinds})
@@ -258,8 +258,8 @@ async def test_a_kind_is_discovered_only_when_group_and_kind_are_named(
                 await client.check_discovered(FINETUNES)
 
 
-async def test_a_client_that_may_not_write_only_reads(tmp_path: Path) -> None:
-    """What another operator may lead by now is left to it, however far this one has come."""
+async def test_a_client_that_lost_leadership_only_reads(tmp_path: Path) -> None:
+    """Another operator may lead, so no request that changes anything is sent."""
     allowed = [True, False]
     async with a_client(answering(200, kind="Job"), tmp_path) as (client, observed):
         fenced = client.fenced(lambda: allowed.pop(0))
@@ -270,10 +270,10 @@ async def test_a_client_that_may_not_write_only_reads(tmp_path: Path) -> None:
     assert [method for method, *_ in observed] == ["POST", "GET"]
 
 
-async def test_the_way_to_the_server_is_asked_of_the_environment_once(
+async def test_proxy_settings_are_read_from_the_environment_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy is used for a server that NO_PROXY does not name, and passed by for one that it does."""
+    """A proxy is used unless NO_PROXY lists the server."""
     seen: list[str] = []
 
     async def proxy(request: web.Request) -> web.StreamResponse:
@@ -298,8 +298,8 @@ async def test_the_way_to_the_server_is_asked_of_the_environment_once(
     assert [host.partition(":")[0] for host in seen] == ["api.example.invalid"]
 
 
-async def test_kueue_is_asked_about_these_jobs_only(tmp_path: Path) -> None:
-    """By the label that it puts on their Workloads; where there is no Kueue, there is no answer."""
+async def test_workloads_are_listed_by_label(tmp_path: Path) -> None:
+    """By the label that Kueue sets; without Kueue there is no result."""
     asked = []
 
     async def handler(request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""What bounds a run, and what is counted of the pods that were cut short."""
+"""Limits of a run, and how interrupted pods are counted."""
 
 from typing import Any
 
@@ -13,31 +13,31 @@ from tunemill_api.status import CutShort, Phase, StageState
 from tunemill_operator.engine.plan import DeleteJob
 
 
-def a_heard_world(**parts: Any) -> World:
-    """Return a world in which train runs and has just reported progress that was written."""
+def a_reporting_world(**parts: Any) -> World:
+    """Return a world in which train runs and its progress has been written."""
     world = a_world_at(Stage.TRAIN, **parts)
     world.seconds += 1
-    hear(world)
+    report_progress(world)
     return world
 
 
-def hear(world: World) -> None:
-    """Let the live pod report, and the operator write it."""
-    world.hear(world.live_pods()[0])
+def report_progress(world: World) -> None:
+    """Let the live pod report progress, and the operator write it."""
+    world.report_progress(world.live_pods()[0])
     world.reconcile()
 
 
 def deletes(world: World) -> bool:
-    """Let the operator decide, and tell whether it deletes a Job."""
+    """Reconcile, and return whether a Job is deleted."""
     return any(isinstance(action, DeleteJob) for action in world.reconcile().actions)
 
 
 # Stages that fall silent
 
 
-def test_a_stage_that_falls_silent_is_stopped_and_started_again() -> None:
-    """Deleting the Job lets the pod save a checkpoint; the reason is in the status, counted and an event."""
-    world = a_heard_world(stallTimeout="10m")
+def test_a_stage_without_progress_is_stopped_and_restarted() -> None:
+    """Deleting the Job lets the pod save a checkpoint. Status, metric and event have the reason."""
+    world = a_reporting_world(stallTimeout="10m")
     (job,) = world.live_jobs()
     world.seconds += 599
     assert not deletes(world)
@@ -56,9 +56,9 @@ def test_a_stage_that_falls_silent_is_stopped_and_started_again() -> None:
     assert entry(world, Stage.TRAIN).attempts == 2
 
 
-def test_the_operator_looks_again_when_the_silence_gets_too_long() -> None:
-    """No watch tells of silence."""
-    world = a_heard_world(stallTimeout="10m")
+def test_an_object_is_requeued_for_its_stall_timeout() -> None:
+    """No watch reports missing progress."""
+    world = a_reporting_world(stallTimeout="10m")
     world.seconds += 100
     wait = world.reconcile().requeue_after
     assert wait is not None
@@ -66,16 +66,16 @@ def test_the_operator_looks_again_when_the_silence_gets_too_long() -> None:
 
 
 @pytest.mark.parametrize("how", ["edit", "annotation"])
-def test_a_stage_that_falls_silent_again_and_again_ends_the_run_until_asked(how: str) -> None:
-    """retry.limit bounds it; asking begins the count anew."""
-    world = a_heard_world(stallTimeout="10m", retry={"limit": 1})
+def test_repeated_stalls_end_the_run_until_a_request(how: str) -> None:
+    """retry.limit is the bound; a request resets the count."""
+    world = a_reporting_world(stallTimeout="10m", retry={"limit": 1})
     for _ in range(2):
         world.seconds += 600
         world.settle()
         for pod in world.live_pods():
             world.start(pod)
             world.seconds += 1
-            hear(world)
+            report_progress(world)
     assert world.status.phase is Phase.FAILED
     assert world.status.failure.reason == Reason.NO_PROGRESS
     assert "2 pods have been stopped" in world.status.failure.message
@@ -96,16 +96,16 @@ def test_a_stage_that_falls_silent_again_and_again_ends_the_run_until_asked(how:
     run_to_the_end(world)
 
 
-def test_a_stage_that_was_never_heard_is_not_judged_by_its_silence() -> None:
-    """Its reports may not get through, or the image may not be ours: hours of work are not thrown away for that."""
+def test_a_stage_that_never_reported_is_not_stopped() -> None:
+    """Its reports may be blocked, or the image may not send any."""
     world = a_world_at(Stage.TRAIN, stallTimeout="10m")
     world.seconds += 7 * 3600
     assert not deletes(world)
 
 
-def test_reports_of_train_say_nothing_about_evaluate() -> None:
+def test_progress_of_train_does_not_start_the_stall_timeout_of_evaluate() -> None:
     """The two share a pod; evaluate may load a model for a while before its first report."""
-    world = a_heard_world(stallTimeout="10m")
+    world = a_reporting_world(stallTimeout="10m")
     (pod,) = world.live_pods()
     world.seconds += 60
     world.succeed(pod)
@@ -113,16 +113,16 @@ def test_reports_of_train_say_nothing_about_evaluate() -> None:
     world.reconcile()
     world.seconds += 3000
     assert not deletes(world)
-    world.hear(pod)
+    world.report_progress(pod)
     world.reconcile()
     world.seconds += 600
     assert deletes(world)
     assert (entry(world, Stage.TRAIN).stalls, entry(world, Stage.EVALUATE).stalls) == (0, 1)
 
 
-def test_time_in_which_nobody_listened_is_no_silence() -> None:
-    """An operator that was away for an hour gives the stage its whole time to be heard."""
-    world = a_heard_world(stallTimeout="10m")
+def test_downtime_of_the_operator_does_not_count_as_a_stall() -> None:
+    """After an outage the stage has the whole timeout to report."""
+    world = a_reporting_world(stallTimeout="10m")
     world.seconds += 3600
     world.restart_operator()
     assert not deletes(world)
@@ -132,17 +132,17 @@ def test_time_in_which_nobody_listened_is_no_silence() -> None:
     assert deletes(world)
 
 
-def test_without_an_endpoint_for_progress_nobody_is_silent() -> None:
-    """Nothing can be heard."""
-    world = a_heard_world(stallTimeout="10m")
+def test_without_a_progress_endpoint_no_stage_is_stopped() -> None:
+    """No reports can arrive."""
+    world = a_reporting_world(stallTimeout="10m")
     world.platform = type(world.platform)(image=world.platform.image)
     world.seconds += 3600
     assert not deletes(world)
 
 
-def test_a_stall_timeout_of_0s_stops_nothing() -> None:
-    """For those who know better."""
-    world = a_heard_world(stallTimeout="0s")
+def test_a_stall_timeout_of_0s_disables_the_limit() -> None:
+    """The Job is kept after hours without progress."""
+    world = a_reporting_world(stallTimeout="0s")
     world.seconds += 7 * 3600
     assert not deletes(world)
 
@@ -151,7 +151,7 @@ def test_a_stall_timeout_of_0s_stops_nothing() -> None:
 
 
 def test_gpu_hours_are_counted_over_all_pods_and_operators() -> None:
-    """Running time times GPUs, of train and evaluate; what waits costs nothing."""
+    """Running time times GPUs, of train and evaluate. Waiting is not counted."""
     world = a_world_at(Stage.TRAIN, compute={"gpus": 2})
     running = int((world.now - entry(world, Stage.TRAIN).started_at).total_seconds())
     world.seconds += 600 - running
@@ -174,15 +174,15 @@ def test_gpu_hours_are_counted_over_all_pods_and_operators() -> None:
 
 
 def test_a_run_on_the_cpu_uses_no_gpu_hours() -> None:
-    """Nor does preparing or publishing."""
+    """Neither do prepare and publish."""
     world = a_world_at(Stage.TRAIN, compute={"gpus": 0}, maxGpuHours="0.001")
     world.seconds += 3600
     run_to_the_end(world)
     assert world.status.run.gpu_seconds == 0
 
 
-def test_the_gpu_time_of_what_runs_is_written_once_a_minute() -> None:
-    """Every look at an object that trains would be a write otherwise."""
+def test_gpu_time_of_running_pods_is_written_once_a_minute() -> None:
+    """Otherwise every reconcile of a training object would write its status."""
     world = a_world_at(Stage.TRAIN)
     world.reconcile()
     world.seconds += 120 - world.seconds % 60
@@ -195,8 +195,8 @@ def test_the_gpu_time_of_what_runs_is_written_once_a_minute() -> None:
     assert world.status.run.gpu_seconds % 60 == 0
 
 
-def test_spent_gpu_hours_stop_the_run_until_there_are_more() -> None:
-    """With a checkpoint, from which it goes on."""
+def test_exhausted_gpu_hours_stop_the_run_until_the_limit_is_raised() -> None:
+    """It saves a checkpoint and resumes from it."""
     world = a_world_at(Stage.TRAIN, maxGpuHours="0.5", compute={"gpus": 2})
     used = entry(world, Stage.TRAIN)
     assert used.gpus == 2
@@ -218,8 +218,8 @@ def test_spent_gpu_hours_stop_the_run_until_there_are_more() -> None:
     assert entry(world, Stage.TRAIN).attempts == 2
 
 
-def test_what_needs_no_gpu_goes_on_when_the_hours_are_spent() -> None:
-    """What was trained and judged is published."""
+def test_stages_without_gpus_run_after_the_gpu_hours_are_exhausted() -> None:
+    """An evaluated model is published."""
     world = a_world_at(Stage.EVALUATE, maxGpuHours="0.5")
     (pod,) = world.live_pods()
     world.seconds += 7200
@@ -230,8 +230,8 @@ def test_what_needs_no_gpu_goes_on_when_the_hours_are_spent() -> None:
 # Pods that are stopped from outside
 
 
-def test_preemptions_are_counted_and_told() -> None:
-    """In the status, which survives the pods, and as events; they cost no retry."""
+def test_preemptions_are_counted_and_reported() -> None:
+    """In the status, which outlives the pods, and as events. They cost no retry."""
     world = a_world_at(Stage.TRAIN, retry={"limit": 0})
     for count in (1, 2):
         world.drain(world.live_pods()[0])
@@ -250,7 +250,7 @@ def test_preemptions_are_counted_and_told() -> None:
     assert world.status.run.preemptions == 2
 
 
-def test_what_the_operator_stops_itself_is_no_preemption() -> None:
+def test_a_pod_stopped_by_the_operator_is_no_preemption() -> None:
     """Neither a suspension nor a replacement is counted."""
     world = a_world_at(Stage.TRAIN)
     world.edit(suspend=True)
@@ -264,8 +264,8 @@ def test_what_the_operator_stops_itself_is_no_preemption() -> None:
     assert world.status.run.preemptions == 0
 
 
-def test_a_stage_that_ended_well_before_its_pod_was_drained_was_not_preempted() -> None:
-    """Train is done; only evaluate was stopped."""
+def test_a_stage_that_succeeded_before_a_drain_was_not_preempted() -> None:
+    """Train is done; only evaluate was interrupted."""
     world = a_world_at(Stage.EVALUATE)
     world.drain(world.live_pods()[0])
     world.settle()
@@ -281,8 +281,8 @@ def run_spec(world: World) -> RunSpec:
     return RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
 
 
-def test_a_pod_that_was_killed_for_memory_is_followed_by_one_that_computes_less_at_once() -> None:
-    """The Job is replaced, as a Job's pods are all alike."""
+def test_an_oom_killed_pod_is_retried_with_smaller_batches() -> None:
+    """The Job is replaced, as all pods of a Job are equal."""
     world = a_world_at(Stage.TRAIN)
     assert run_spec(world).memory_kills == 0
     for kills in (1, 2):
@@ -303,8 +303,8 @@ def test_a_pod_that_was_killed_for_memory_is_followed_by_one_that_computes_less_
 
 @pytest.mark.parametrize("how", ["edit", "annotation"])
 @pytest.mark.parametrize("limit", [0, 1])
-def test_pods_that_are_killed_for_memory_end_the_run_after_the_limit(limit: int, how: str) -> None:
-    """The failure stays although the Job is gone; when somebody asks, it begins with whole micro-batches again."""
+def test_repeated_oom_kills_end_the_run(limit: int, how: str) -> None:
+    """The failure stays when the Job is deleted. A request starts again with full micro-batches."""
     world = a_world_at(Stage.TRAIN, retry={"limit": limit})
     for _ in range(limit + 1):
         world.kill_for_memory(world.live_pods()[0])
@@ -329,8 +329,8 @@ def test_pods_that_are_killed_for_memory_end_the_run_after_the_limit(limit: int,
     run_to_the_end(world)
 
 
-def test_prepare_that_needs_too_much_memory_is_retried_as_it_is() -> None:
-    """It has no micro-batches; the Job's own limit bounds it."""
+def test_an_oom_killed_prepare_is_retried_unchanged() -> None:
+    """It has no micro-batches; the limit of the Job applies."""
     world = a_world_at(Stage.PREPARE)
     (job,) = world.live_jobs()
     world.kill_for_memory(world.live_pods()[0])
@@ -340,10 +340,10 @@ def test_prepare_that_needs_too_much_memory_is_retried_as_it_is() -> None:
     assert "OutOfMemory" in condition(world, "Reconciling").message
 
 
-@pytest.mark.parametrize(("bound", "heard"), [({"maxRuntime": "1h"}, True), ({"stallTimeout": "10m"}, False)])
-def test_a_schedule_that_says_nothing_is_no_way_around_the_limits(bound: dict[str, str], heard: bool) -> None:
-    """What runs goes on when such a schedule is set, and still ends when its time is over."""
-    world = a_heard_world(**bound)
+@pytest.mark.parametrize(("bound", "reported"), [({"maxRuntime": "1h"}, True), ({"stallTimeout": "10m"}, False)])
+def test_an_invalid_schedule_does_not_disable_the_limits(bound: dict[str, str], reported: bool) -> None:
+    """A running pod continues when such a schedule is set, and its limits still apply."""
+    world = a_reporting_world(**bound)
     world.edit(retrain={"schedule": "61 * * * *"})
     world.reconcile()
     assert condition(world, "Stalled").reason == "InvalidSpec"
@@ -352,9 +352,9 @@ def test_a_schedule_that_says_nothing_is_no_way_around_the_limits(bound: dict[st
         assert world.live_jobs()
         assert wait is not None
         world.seconds += int(wait.total_seconds())
-        if heard:
-            hear(world)
+        if reported:
+            report_progress(world)
         world.settle()
         if not world.live_jobs():
             return
-    raise AssertionError("it goes on and on")
+    raise AssertionError("the run does not end")

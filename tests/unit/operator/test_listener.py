@@ -1,4 +1,4 @@
-"""The progress endpoint bears floods: what strangers open costs little and delays nobody else (finding H3)."""
+"""The progress endpoint under load: connections of strangers are cheap and delay no one else (finding H3)."""
 
 import asyncio
 import ssl
@@ -36,26 +36,26 @@ HELLO_BEGUN = b"\x16\x03\x01\x02"
 
 
 class Reviewer:
-    """Takes the token `honest` for that of the pod."""
+    """Accepts the token `valid` as that of the pod."""
 
     async def review_token(self, token: str, audience: str) -> dict[str, Any]:
         """Judge a token."""
         status = {"authenticated": True, "audiences": [audience], "user": {"extra": {POD_UID: ["pod"]}}}
-        return status if token == "honest" else {}
+        return status if token == "valid" else {}
 
 
 class Pods:
-    """Knows the pod."""
+    """Returns the pod."""
 
     def get(self, uid: str) -> Any:
-        """Return it."""
+        """Return the pod."""
         metadata = {"namespace": "team-a", "name": "pod", "uid": uid, "resourceVersion": "1"}
         metadata |= {"creationTimestamp": text(at(0)), "labels": {LABEL_FINETUNE: "support"}}
         return pod_of({"metadata": metadata, "status": {"phase": "Running"}})
 
 
 class Queue:
-    """Takes keys."""
+    """Accepts keys."""
 
     def add(self, key: tuple[str, str]) -> None:
         """Do nothing."""
@@ -73,7 +73,7 @@ class Endpoint:
         names = {"ssl": self.context, "server_hostname": "localhost"} if tls else {}
         return await asyncio.open_connection("127.0.0.1", self.port, local_addr=(address, 0), **names)
 
-    async def report(self, address: str = "127.0.0.1", body: str = REPORT, token: str = "honest") -> int:
+    async def report(self, address: str = "127.0.0.1", body: str = REPORT, token: str = "valid") -> int:
         """Report progress; return the HTTP status."""
         reader, writer = await self.connect(address)
         writer.write(request(body, token))
@@ -82,7 +82,7 @@ class Endpoint:
         return status
 
 
-def request(body: str, token: str = "honest", length: int | None = None, header: str = "") -> bytes:
+def request(body: str, token: str = "valid", length: int | None = None, header: str = "") -> bytes:
     """Return a request."""
     lines = [f"POST {progress_path('team-a', 'support')} HTTP/1.1", "Host: x", f"Authorization: Bearer {token}"]
     lines += [header] if header else []
@@ -102,7 +102,7 @@ async def an_endpoint(folder: Path) -> AsyncIterator[Endpoint]:
 
 
 async def closed(reader: asyncio.StreamReader) -> bytes:
-    """Wait until the server has closed a connection; return what it said before."""
+    """Wait until the server has closed a connection; return what it sent before."""
     async with asyncio.timeout(60):
         try:
             return await reader.read()
@@ -110,7 +110,7 @@ async def closed(reader: asyncio.StreamReader) -> bytes:
             return b""
 
 
-async def test_a_report_is_taken(tmp_path: Path) -> None:
+async def test_a_report_is_accepted(tmp_path: Path) -> None:
     """The endpoint works."""
     async with an_endpoint(tmp_path) as endpoint:
         assert await endpoint.report() == 200
@@ -118,7 +118,7 @@ async def test_a_report_is_taken(tmp_path: Path) -> None:
 
 
 async def test_half_open_connections_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that say nothing, those that begin a handshake and those that do not go on with it (03_server.py)."""
+    """Silent connections and unfinished handshakes (03_server.py)."""
     complete = b"\x16\x03\x01\x00\x04\x01\x00\x00\x00"
     async with an_endpoint(tmp_path) as endpoint:
         with monkeypatch.context() as short:
@@ -130,16 +130,16 @@ async def test_half_open_connections_are_closed(tmp_path: Path, monkeypatch: pyt
         assert await endpoint.report() == 200
 
 
-async def test_what_is_no_tls_is_closed_at_once(tmp_path: Path) -> None:
-    """Before anything is allocated for it."""
+async def test_a_connection_without_tls_is_closed_at_once(tmp_path: Path) -> None:
+    """Before any memory is allocated for it."""
     async with an_endpoint(tmp_path) as endpoint:
         reader, writer = await endpoint.connect(STRANGER, tls=False)
         writer.write(b"GET / HTTP/1.1\r\n\r\n")
         assert await closed(reader) == b""
 
 
-async def test_headers_that_never_end_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is a connection kept on which no request comes (03_slowloris.py)."""
+async def test_endless_headers_time_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle connection is closed too (03_slowloris.py)."""
     monkeypatch.setitem(listener._HTTP, "keepalive_timeout", 0.3)
     async with an_endpoint(tmp_path) as endpoint:
         for said in (b"", b"POST / HTTP/1.1\r\nX: "):
@@ -148,8 +148,8 @@ async def test_headers_that_never_end_are_not_waited_for(tmp_path: Path, monkeyp
             await closed(reader)
 
 
-async def test_a_body_that_never_ends_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one of a pod that may report; READ_SECONDS was used nowhere."""
+async def test_an_endless_body_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from a pod that may report; READ_SECONDS was not used."""
     monkeypatch.setattr(progress_server, "READ_SECONDS", 0.3)
     async with an_endpoint(tmp_path) as endpoint:
         reader, writer = await endpoint.connect(STRANGER)
@@ -158,7 +158,7 @@ async def test_a_body_that_never_ends_is_not_waited_for(tmp_path: Path, monkeypa
 
 
 async def test_large_headers_and_bodies_are_refused(tmp_path: Path) -> None:
-    """The connection is closed, and what still comes is not read."""
+    """The connection is closed, and the rest is not read."""
     async with an_endpoint(tmp_path) as endpoint:
         for sent, status in (
             (request(REPORT, header=f"X: {'y' * 10_000}"), 400),
@@ -171,8 +171,8 @@ async def test_large_headers_and_bodies_are_refused(tmp_path: Path) -> None:
             assert int((await closed(reader))[9:12]) == status
 
 
-async def test_one_address_has_a_share_of_the_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Further ones are closed; those of other addresses are served, and a place is free again after a close."""
+async def test_connections_per_address_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further ones are closed; other addresses are served, and closing a connection frees its slot."""
     monkeypatch.setattr(listener, "CONNECTIONS_PER_CLIENT", 3)
     monkeypatch.setitem(listener._HTTP, "keepalive_timeout", 3600.0)  # however slow the test is
     async with an_endpoint(tmp_path) as endpoint:
@@ -192,8 +192,8 @@ async def test_one_address_has_a_share_of_the_connections(tmp_path: Path, monkey
                     await asyncio.sleep(0.01)
 
 
-async def test_a_full_endpoint_serves_whoever_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest connection of whoever has the most goes; of many that say nothing, the oldest of these."""
+async def test_a_full_endpoint_closes_idle_connections_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest connection of the address with the most is closed; of many idle ones, the oldest."""
     monkeypatch.setattr(listener, "CONNECTIONS", 8)
     async with an_endpoint(tmp_path) as endpoint:
         silent = [await endpoint.connect(OTHER, tls=False) for _ in range(8)]
@@ -206,8 +206,8 @@ async def test_a_full_endpoint_serves_whoever_speaks(tmp_path: Path, monkeypatch
         await closed(busy[0][0])
 
 
-def test_one_address_has_few_tokens_judged_at_a_time(jump: Jump) -> None:
-    """Whoever sends thousands of forged tokens has to retry, and the token of another client is reviewed at once."""
+def test_token_reviews_per_address_are_limited(jump: Jump) -> None:
+    """A client with thousands of forged tokens has to retry; the token of another client is reviewed at once."""
 
     class SlowReviewer(Reviewer):
         async def review_token(self, token: str, audience: str) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def test_one_address_has_few_tokens_judged_at_a_time(jump: Jump) -> None:
         forged = [asyncio.ensure_future(gatekeeper.pod_of(f"Bearer {number}", key, STRANGER)) for number in range(1000)]
         await asyncio.sleep(0)
         begun = clock.time()
-        assert await gatekeeper.pod_of("Bearer honest", key, OTHER) == "pod"
+        assert await gatekeeper.pod_of("Bearer valid", key, OTHER) == "pod"
         assert clock.time() - begun <= 1
         answers = [type(answer) for answer in await asyncio.gather(*forged, return_exceptions=True)]
         assert answers.count(NotAuthenticatedError) == REVIEWS_PER_CLIENT
@@ -234,16 +234,16 @@ def test_one_address_has_few_tokens_judged_at_a_time(jump: Jump) -> None:
     jump(story())
 
 
-async def test_a_remaining_time_that_no_calendar_holds_is_refused(tmp_path: Path) -> None:
-    """The API server takes no status with it, and no limit of the run held any more (26_limits.py)."""
+async def test_an_unrepresentable_remaining_time_is_rejected(tmp_path: Path) -> None:
+    """The API server rejected the status, and no limit of the run was enforced (26_limits.py)."""
     async with an_endpoint(tmp_path) as endpoint:
         for eta, status in ((60, 200), (LONGEST_ETA_SECONDS, 200), (10**18, 400), (10**31, 400)):
             body = f'{{"trainerStatus":{{"progressPercentage":1,"estimatedRemainingSeconds":{eta}}}}}'
             assert await endpoint.report(body=body) == status
 
 
-async def test_a_port_that_is_taken_is_an_error_of_its_own() -> None:
-    """Settings name it."""
+async def test_a_port_in_use_has_a_specific_error() -> None:
+    """The message names the setting."""
     async with listening(web.Application(), "127.0.0.1", 0) as port:
         with pytest.raises(OSError, match="in use"):
             async with listening(web.Application(), "127.0.0.1", port):

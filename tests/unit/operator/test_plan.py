@@ -1,4 +1,4 @@
-"""What the operator decides, rule by rule."""
+"""Which actions and status the operator decides on, rule by rule."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -19,7 +19,7 @@ from tunemill_operator.engine.volumes import Platform
 
 
 def test_each_stage_follows_the_one_before() -> None:
-    """Three Jobs, in this order, and the events that tell of it."""
+    """Three Jobs in order, with their events."""
     world = a_finished_world()
     assert labels(world) == ["prepare", "train", "publish"]
     assert world.events == [
@@ -28,7 +28,7 @@ def test_each_stage_follows_the_one_before() -> None:
 
 
 def test_a_new_object_gets_its_job_and_a_status_at_once() -> None:
-    """Ready is Unknown in the very first status, and it is written with the first Job."""
+    """Ready is Unknown in the first status, which is written with the first Job."""
     world = World()
     decided = world.reconcile()
     assert [type(action) for action in decided.actions] == [CreateJob]
@@ -47,16 +47,16 @@ def test_a_new_object_gets_its_job_and_a_status_at_once() -> None:
         (Stage.PUBLISH, Phase.PUBLISHING),
     ],
 )
-def test_the_phase_names_the_stage_at_work(stage: Stage, phase: Phase) -> None:
-    """Derived from the containers, not remembered."""
+def test_the_phase_is_that_of_the_running_stage(stage: Stage, phase: Phase) -> None:
+    """Derived from the containers, not stored."""
     world = a_world_at(stage)
     world.reconcile()
     assert world.status.phase is phase
     assert condition(world, "Ready").status == "False"
 
 
-def test_nothing_is_written_when_nothing_has_changed() -> None:
-    """An hour of reconciles of a finished object costs no request; times of conditions stay."""
+def test_an_unchanged_object_causes_no_writes() -> None:
+    """An hour of reconciles of a finished object needs no request. Transition times stay."""
     world = a_finished_world()
     writes, before = world.status_writes, world.status
     for _ in range(10):
@@ -66,7 +66,7 @@ def test_nothing_is_written_when_nothing_has_changed() -> None:
     assert world.status == before
 
 
-def test_times_of_conditions_change_only_with_their_status() -> None:
+def test_transition_times_change_only_with_the_status_of_a_condition() -> None:
     """A new message is no transition."""
     world = a_world_at(Stage.PREPARE)
     world.reconcile()
@@ -80,7 +80,7 @@ def test_times_of_conditions_change_only_with_their_status() -> None:
     assert condition(world, "Prepared").last_transition_time == world.now
 
 
-def test_an_object_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:
+def test_a_deleted_object_is_left_to_the_garbage_collector() -> None:
     """No action, no status."""
     body = a_finetune_body()
     body["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z"
@@ -88,8 +88,8 @@ def test_an_object_that_is_being_deleted_is_left_to_the_garbage_collector() -> N
     assert (decided.actions, decided.status) == ((), None)
 
 
-def test_a_spec_of_a_newer_crd_is_told_and_nothing_is_stopped() -> None:
-    """A field that this operator does not know could mean anything."""
+def test_a_spec_of_a_newer_crd_is_reported_and_stops_nothing() -> None:
+    """The meaning of a field unknown to this operator is not guessed."""
     world = a_world_at(Stage.TRAIN)
     world.reconcile()
     world.finetune_body["spec"]["adapter"] = {"method": "Future"}
@@ -118,8 +118,8 @@ def test_a_spec_of_a_newer_crd_is_told_and_nothing_is_stopped() -> None:
         ({"dataset": {"credentialsSecretRef": {"name": "other"}}}, []),
     ],
 )
-def test_after_an_edit_only_the_changed_stages_get_new_jobs(change: dict[str, Any], jobs: list[str]) -> None:
-    """The keys decide; what is in no key runs nothing."""
+def test_an_edit_reruns_only_the_affected_stages(change: dict[str, Any], jobs: list[str]) -> None:
+    """The keys decide; a field that is in no key reruns nothing."""
     world = a_finished_world()
     before = len(world.created)
     world.edit(**change)
@@ -131,8 +131,8 @@ def test_after_an_edit_only_the_changed_stages_get_new_jobs(change: dict[str, An
     assert world.status.phase is Phase.SUCCEEDED
 
 
-def test_changed_data_with_the_same_content_trains_nothing() -> None:
-    """Prepare answers with the same key: what was trained on it stays."""
+def test_renamed_data_with_the_same_content_does_not_rerun_train() -> None:
+    """Prepare reports the same key, so the training output is reused."""
     world = a_finished_world()
     world.edit(dataset={"uri": "s3://copy-of-the-bucket/calls.jsonl"})
     world.settle()
@@ -143,8 +143,8 @@ def test_changed_data_with_the_same_content_trains_nothing() -> None:
     assert labels(world) == ["prepare", "train", "publish", "prepare"]
 
 
-def test_a_suite_is_read_and_evaluated_and_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train keeps its key, also after an upgrade that trains in another way."""
+def test_adding_a_suite_reruns_prepare_and_evaluate_but_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of train stays, also after an upgrade with a new training recipe."""
     world = a_finished_world()
     before, evaluated = entry(world, Stage.TRAIN), entry(world, Stage.EVALUATE)
     monkeypatch.setattr(keys, "RECIPES", keys.RECIPES | {"train": keys.RECIPES["train"] + 1})
@@ -161,8 +161,8 @@ def test_a_suite_is_read_and_evaluated_and_trains_nothing(monkeypatch: pytest.Mo
     assert [suite.name for suite in world.status.prepared.suites] == ["chat"]
 
 
-def test_an_edit_while_training_replaces_the_job_and_never_has_two() -> None:
-    """The old Job is asked to go, and the new one is made when its pod is gone."""
+def test_an_edit_while_training_replaces_the_job_without_overlap() -> None:
+    """The old Job is deleted, and the new one is created when its pod has terminated."""
     world = a_world_at(Stage.TRAIN)
     (before,) = world.live_jobs()
     world.edit(training={"learningRate": "5e-4"})
@@ -177,8 +177,8 @@ def test_an_edit_while_training_replaces_the_job_and_never_has_two() -> None:
     assert entry(world, Stage.TRAIN).attempts == 0
 
 
-def test_ended_jobs_of_keys_that_are_not_wanted_any_more_are_cleaned_up() -> None:
-    """Those of the present keys stay, for `kubectl logs`."""
+def test_finished_jobs_of_obsolete_keys_are_deleted() -> None:
+    """Jobs of the current keys stay, for `kubectl logs`."""
     world = a_finished_world()
     world.edit(training={"learningRate": "5e-4"})
     for _ in range(4):
@@ -192,8 +192,8 @@ def test_ended_jobs_of_keys_that_are_not_wanted_any_more_are_cleaned_up() -> Non
     ]
 
 
-def test_an_edit_that_is_taken_back_while_the_pod_ends_makes_the_job_anew() -> None:
-    """The Job of the first spec is being deleted, which cannot be undone."""
+def test_an_edit_reverted_while_the_pod_terminates_recreates_the_job() -> None:
+    """The first Job is being deleted, which cannot be undone."""
     world = a_world_at(Stage.TRAIN)
     world.edit(training={"learningRate": "5e-4"})
     world.reconcile()
@@ -215,8 +215,8 @@ def test_an_edit_that_is_taken_back_while_the_pod_ends_makes_the_job_anew() -> N
         (Stage.PUBLISH, {"compute": {"trainerImage": "registry.example.com/mine:2"}}),
     ],
 )
-def test_a_live_job_whose_pod_is_to_be_another_is_replaced(stage: Stage, change: dict[str, Any]) -> None:
-    """A corrected Secret name or node selector takes effect at once, on what waits or runs."""
+def test_a_changed_pod_template_replaces_the_live_job(stage: Stage, change: dict[str, Any]) -> None:
+    """A corrected Secret name or node selector takes effect at once, on waiting and running pods."""
     world = a_world_at(stage)
     job = world.live_jobs()[0]["metadata"]
     world.edit(**change)
@@ -240,15 +240,15 @@ def test_a_live_job_whose_pod_is_to_be_another_is_replaced(stage: Stage, change:
         (Stage.TRAIN, {"publish": {"repository": "acme/other"}}),
     ],
 )
-def test_a_live_job_that_an_edit_does_not_concern_goes_on(stage: Stage, change: dict[str, Any]) -> None:
-    """Nobody loses an hour of training to a changed gate."""
+def test_an_unrelated_edit_does_not_interrupt_a_live_job(stage: Stage, change: dict[str, Any]) -> None:
+    """A changed gate must not cost an hour of training."""
     world = a_world_at(stage)
     world.edit(**change)
     assert world.reconcile().actions == ()
 
 
-def test_a_new_trainer_image_of_the_operator_interrupts_nothing() -> None:
-    """An upgrade of the operator waits for the next Job."""
+def test_a_new_default_trainer_image_interrupts_no_job() -> None:
+    """After an upgrade of the operator the next Job uses it."""
     world = a_world_at(Stage.TRAIN)
     world.reconcile()
     decided = plan(world.finetune, world.observed(), Platform("registry.example.com/trainer:2"), world.now)
@@ -261,8 +261,8 @@ def test_a_new_trainer_image_of_the_operator_interrupts_nothing() -> None:
 # Suspension and deadline
 
 
-def test_suspension_deletes_the_job_and_says_when_it_has_stopped() -> None:
-    """Suspended is true when the pod is gone, not when it is asked to go."""
+def test_suspending_deletes_the_job_and_reports_when_its_pod_has_terminated() -> None:
+    """The condition Suspended is True only after the pod has terminated."""
     world = a_world_at(Stage.TRAIN)
     world.edit(suspend=True)
     decided = world.reconcile()
@@ -275,8 +275,8 @@ def test_suspension_deletes_the_job_and_says_when_it_has_stopped() -> None:
     assert entry(world, Stage.TRAIN).state is StageState.PENDING
 
 
-def test_how_it_is_served_stands_beside_where_it_is() -> None:
-    """Once, and also after the Jobs are gone and the status is all that is left."""
+def test_serving_instructions_are_in_the_status() -> None:
+    """They are written once, and stay after the Jobs are deleted."""
     world = a_finished_world()
     world.edit(suspend=True)
     world.settle()
@@ -286,8 +286,8 @@ def test_how_it_is_served_stands_beside_where_it_is() -> None:
     assert world.status.published.serving is None
 
 
-def test_suspending_what_is_published_changes_nothing() -> None:
-    """There is nothing to stop, and it stays Ready."""
+def test_suspending_a_published_object_changes_nothing() -> None:
+    """No Job runs, and the object stays Ready."""
     world = a_finished_world()
     world.edit(suspend=True)
     world.settle()
@@ -295,7 +295,7 @@ def test_suspending_what_is_published_changes_nothing() -> None:
 
 
 def test_suspended_time_does_not_count_against_the_deadline() -> None:
-    """Only the time that containers worked does, over all attempts."""
+    """Only the running time of containers does, over all attempts."""
     world = a_world_at(Stage.TRAIN, maxRuntime="1h")
     world.reconcile()
     world.seconds += 1800
@@ -318,8 +318,8 @@ def test_suspended_time_does_not_count_against_the_deadline() -> None:
     assert not world.live_jobs()
 
 
-def test_a_longer_deadline_goes_on() -> None:
-    """The checkpoint is there; the same Job is made again."""
+def test_raising_the_deadline_resumes_the_run() -> None:
+    """The checkpoint exists; the same Job is created again."""
     world = a_world_at(Stage.TRAIN, maxRuntime="10m")
     world.seconds += 700
     world.settle()
@@ -338,7 +338,7 @@ def test_a_longer_deadline_goes_on() -> None:
 
 @pytest.mark.parametrize(("on_failure", "phase"), [("Hold", Phase.HELD), ("Fail", Phase.FAILED)])
 def test_a_missed_gate_holds_or_fails(on_failure: str, phase: Phase) -> None:
-    """Either way nothing is published and Stalled says by which figures."""
+    """In both cases nothing is published, and Stalled has the metrics."""
     gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": on_failure}
     world = World(evaluation=gates)
     for _ in range(4):
@@ -351,8 +351,8 @@ def test_a_missed_gate_holds_or_fails(on_failure: str, phase: Phase) -> None:
     assert "base 0.1000, tuned 0.9000" in world.status.failure.message
 
 
-def test_a_missed_gate_may_leave_a_draft() -> None:
-    """It is pushed, the run is held all the same, and nothing says that it is published or ready."""
+def test_a_missed_gate_can_publish_a_draft() -> None:
+    """The draft is pushed, but the run is held, and neither published nor Ready."""
     gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": "Draft"}
     world = a_world_at(Stage.PUBLISH, evaluation=gates)
     assert world.status.phase is Phase.PUBLISHING
@@ -372,7 +372,7 @@ def test_a_missed_gate_may_leave_a_draft() -> None:
 
 
 def test_a_draft_is_published_when_its_gate_is_lowered() -> None:
-    """Publish runs again for the user's branch; nothing is trained again, and the status no longer shows the draft."""
+    """Publish runs again for the user's branch, nothing is retrained, and the draft leaves the status."""
     gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": "Draft"}
     world = World(evaluation=gates)
     for _ in range(4):
@@ -390,7 +390,7 @@ def test_a_draft_is_published_when_its_gate_is_lowered() -> None:
 
 
 def test_a_draft_is_pushed_again_when_it_misses_another_gate() -> None:
-    """Its card names the gates; with the same gates nothing happens."""
+    """Its card lists the gates. With the same gates nothing happens."""
     gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": "Draft"}
     world = World(evaluation=gates)
     for change in ({}, {"maxRuntime": "9h"}, {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.99"}]}}):
@@ -403,8 +403,8 @@ def test_a_draft_is_pushed_again_when_it_misses_another_gate() -> None:
     assert "exact_match >= 0.99" in world.status.failure.message
 
 
-def test_a_gate_that_is_raised_while_publishing_stops_the_push() -> None:
-    """What is not wanted any more is not published, if it can still be stopped."""
+def test_raising_a_gate_while_publishing_stops_the_push() -> None:
+    """The Job is deleted if it is still running."""
     world = a_world_at(Stage.PUBLISH)
     world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]})
     decided = world.reconcile()
@@ -412,8 +412,8 @@ def test_a_gate_that_is_raised_while_publishing_stops_the_push() -> None:
     assert world.status.phase is Phase.HELD
 
 
-def test_a_gate_on_what_was_not_measured_is_not_passed() -> None:
-    """Nobody could promise what it asks for."""
+def test_a_gate_on_an_unmeasured_metric_is_missed() -> None:
+    """A missing metric never passes."""
     world = World(evaluation={"gates": [{"metric": "abstention_accuracy", "min": "0.5"}]})
     for _ in range(4):
         world.settle()
@@ -425,8 +425,8 @@ def test_a_gate_on_what_was_not_measured_is_not_passed() -> None:
 # Failures and retries
 
 
-def test_a_failure_stays_until_somebody_changes_something() -> None:
-    """No amount of waiting starts another pod; one event tells of it."""
+def test_a_permanent_failure_stays_until_an_edit_or_a_request() -> None:
+    """Waiting starts no pod, and there is one event."""
     world = a_world_at(Stage.PREPARE)
     world.fail(world.live_pods()[0], Reason.DATASET_MALFORMED, "line 17")
     for _ in range(10):
@@ -439,8 +439,8 @@ def test_a_failure_stays_until_somebody_changes_something() -> None:
     assert entry(world, Stage.PREPARE).state is StageState.FAILED
 
 
-def test_a_retryable_failure_is_told_while_it_is_retried_and_fails_after_the_limit() -> None:
-    """retry.limit counts what fails after the first attempt."""
+def test_a_retryable_failure_is_reported_during_retries_and_fails_after_the_limit() -> None:
+    """retry.limit counts failures after the first attempt."""
     world = a_world_at(Stage.PREPARE, retry={"limit": 1})
     world.fail(world.live_pods()[0], Reason.S3_UNREACHABLE, "no route")
     world.reconcile()
@@ -458,8 +458,8 @@ def test_a_retryable_failure_is_told_while_it_is_retried_and_fails_after_the_lim
 
 
 @pytest.mark.parametrize("how", ["edit", "annotation"])
-def test_a_pod_that_is_evicted_again_and_again_ends_the_run_until_asked(how: str) -> None:
-    """The Job controller would replace it for ever; the message is the kubelet's."""
+def test_repeated_evictions_end_the_run_until_a_request(how: str) -> None:
+    """The Job controller would replace the pod forever. The message is the kubelet's."""
     world = a_world_at(Stage.TRAIN, retry={"limit": 1})
     for _ in range(2):
         world.evict(world.live_pods()[0], "The node was low on resource: ephemeral-storage.")
@@ -486,8 +486,8 @@ def test_a_pod_that_is_evicted_again_and_again_ends_the_run_until_asked(how: str
 
 
 @pytest.mark.parametrize("how", ["edit", "annotation"])
-def test_a_failed_stage_is_tried_again_when_asked(how: str) -> None:
-    """By an edit that leaves its key as it is, or by the annotation; the failure is gone from the status at once."""
+def test_a_failed_stage_is_retried_on_request(how: str) -> None:
+    """By an edit that keeps its key, or by the annotation. The failure is removed from the status at once."""
     world = a_world_at(Stage.PUBLISH)
     world.fail(world.live_pods()[0], Reason.HUB_WRITE_DENIED)
     world.settle()
@@ -508,7 +508,7 @@ def test_a_failed_stage_is_tried_again_when_asked(how: str) -> None:
 
 
 def test_an_interruption_costs_no_retry() -> None:
-    """Exit 75 follows a SIGTERM from outside: a kill by hand, or a preemption that is not marked as one."""
+    """Exit code 75 follows a SIGTERM from outside, such as a manual kill or an unmarked preemption."""
     world = a_world_at(Stage.TRAIN, retry={"limit": 0})
     world.fail(world.live_pods()[0], Reason.INTERRUPTED)
     world.settle()
@@ -517,7 +517,7 @@ def test_an_interruption_costs_no_retry() -> None:
 
 
 def test_a_preemption_costs_no_retry() -> None:
-    """However often the platform drains the node."""
+    """However often the node is drained."""
     world = a_world_at(Stage.TRAIN, retry={"limit": 0})
     for _ in range(5):
         world.drain(world.live_pods()[0])
@@ -529,8 +529,8 @@ def test_a_preemption_costs_no_retry() -> None:
     assert entry(world, Stage.TRAIN).attempts == 6
 
 
-def test_a_job_whose_pod_vanished_before_its_report_was_read_is_done_again() -> None:
-    """Prepare finds its output committed and skips; nothing is lost but a minute."""
+def test_a_job_whose_pod_disappeared_before_its_report_was_read_is_rerun() -> None:
+    """Prepare finds its committed output and exits early."""
     world = World()
     world.settle()
     world.run_pod()
@@ -547,8 +547,8 @@ def test_a_job_whose_pod_vanished_before_its_report_was_read_is_done_again() -> 
 
 @pytest.mark.parametrize("seconds", [0, 3600])
 @pytest.mark.parametrize("seen", ["running", "nothing"])
-def test_the_end_of_a_job_is_not_judged_before_its_pods_were_seen_or_listed(seen: str, seconds: int) -> None:
-    """Jobs and pods are watched on different streams: the report may arrive after the end, however long after."""
+def test_a_finished_job_is_evaluated_only_after_its_pods_were_observed(seen: str, seconds: int) -> None:
+    """Jobs and pods have separate watches: the report may arrive long after the end of the Job."""
     world = World()
     world.settle()
     (pod,) = world.pods.values()
@@ -570,8 +570,8 @@ def test_the_end_of_a_job_is_not_judged_before_its_pods_were_seen_or_listed(seen
     assert labels(world) == ["prepare", "train"]
 
 
-def test_an_image_that_reports_nothing_is_a_failure_and_no_endless_loop() -> None:
-    """It ends with 0, and nobody knows what it did."""
+def test_an_image_without_a_report_is_a_failure() -> None:
+    """It exits with 0, but its result is unknown. The stage is not rerun forever."""
     world = a_world_at(Stage.PREPARE)
     world.end(world.live_pods()[0], 0, "all good")
     world.settle()
@@ -581,8 +581,8 @@ def test_an_image_that_reports_nothing_is_a_failure_and_no_endless_loop() -> Non
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.EVALUATE, Stage.PUBLISH])
-def test_an_emptied_workspace_is_filled_again(stage: Stage) -> None:
-    """The stage that misses its input sends the run back to prepare, and every stage is asked again."""
+def test_outputs_of_an_emptied_workspace_are_recreated(stage: Stage) -> None:
+    """The stage with the missing input restarts the run at prepare."""
     world = a_world_at(stage)
     world.empty_the_workspace()
     for _ in range(8):
@@ -593,8 +593,8 @@ def test_an_emptied_workspace_is_filled_again(stage: Stage) -> None:
     assert world.outputs == set(Stage)
 
 
-def test_outputs_that_vanish_again_and_again_end_the_run() -> None:
-    """retry.limit bounds how often it begins anew."""
+def test_repeatedly_missing_outputs_end_the_run() -> None:
+    """retry.limit bounds the restarts."""
     world = a_world_at(Stage.TRAIN, retry={"limit": 2})
     for _ in range(30):
         world.empty_the_workspace()
@@ -611,13 +611,13 @@ def test_outputs_that_vanish_again_and_again_end_the_run() -> None:
 
 
 def waiting(world: World, reason: str, message: str) -> None:
-    """Let the kubelet say why the pod's container waits."""
+    """Set the reason why the pod's container waits."""
     (pod,) = world.live_pods()
     pod["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": reason, "message": message}}
 
 
-def test_a_pod_that_no_node_can_take_is_queued_and_no_failure() -> None:
-    """The scheduler's words are shown; nothing is polled, the watch tells when it changes."""
+def test_an_unschedulable_pod_is_queued_and_not_failed() -> None:
+    """The scheduler's message is shown. The watch reports changes, so nothing is polled."""
     world = World()
     world.settle()
     (pod,) = world.live_pods()
@@ -634,8 +634,8 @@ def test_a_pod_that_no_node_can_take_is_queued_and_no_failure() -> None:
 
 
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName"])
-def test_an_image_that_cannot_be_pulled_stalls_while_it_lasts(reason: str) -> None:
-    """Nothing is deleted: the kubelet goes on trying, and the failure goes when it succeeds."""
+def test_an_image_that_cannot_be_pulled_is_stalled_until_it_succeeds(reason: str) -> None:
+    """Nothing is deleted: the kubelet retries, and the failure is removed when it succeeds."""
     world = World()
     world.settle()
     waiting(world, reason, "not found")
@@ -651,8 +651,8 @@ def test_an_image_that_cannot_be_pulled_stalls_while_it_lasts(reason: str) -> No
     assert condition(world, "Stalled").status == "False"
 
 
-def test_a_complaint_about_the_pod_is_shown_with_its_field() -> None:
-    """The kubelet's event names the volume, the volume the field."""
+def test_a_pod_warning_is_shown_with_its_field() -> None:
+    """The kubelet's event names the volume, and the volume the field."""
     world = World(dataset={"credentialsSecretRef": {"name": "s3"}})
     world.settle()
     (pod,) = world.live_pods()
@@ -664,8 +664,8 @@ def test_a_complaint_about_the_pod_is_shown_with_its_field() -> None:
     assert condition(world, "Prepared").reason == Reason.SECRET_NOT_FOUND
 
 
-def test_a_refused_job_is_told_and_tried_again_later() -> None:
-    """Admission may change its mind."""
+def test_a_rejected_job_is_reported_and_retried() -> None:
+    """An admission webhook may accept it later."""
     world = World()
     world.refusal = Refusal(403, "denied by policy gold-only", taken=False)
     decided = world.reconcile()
@@ -674,8 +674,8 @@ def test_a_refused_job_is_told_and_tried_again_later() -> None:
     assert decided.requeue_after is not None
 
 
-def test_a_spec_that_does_not_fit_into_an_annotation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pod reads it from there. Pod templates are not part of it, as no stage reads them."""
+def test_a_spec_too_large_for_an_annotation_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pod reads its spec from there. Pod templates are not included, as no stage needs them."""
     monkeypatch.setattr("tunemill_operator.engine.pods.RUN_SPEC_BYTES", 1000)
     world = World()
     decided = world.reconcile()
@@ -688,8 +688,8 @@ def test_a_spec_that_does_not_fit_into_an_annotation_is_told(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("how", ["drained", "edited"])
-def test_a_pod_that_a_dead_node_does_not_end_is_told_and_waited_for(how: str) -> None:
-    """It may still write its checkpoint; when the node is gone for good, the stage goes on elsewhere."""
+def test_a_pod_stuck_on_a_dead_node_is_reported_and_awaited(how: str) -> None:
+    """It may still write its checkpoint. When the node is removed, the stage runs elsewhere."""
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
     pod["spec"] = {"nodeName": "gpu-7"}
@@ -718,8 +718,8 @@ def test_a_pod_that_a_dead_node_does_not_end_is_told_and_waited_for(how: str) ->
     assert world.status.phase is Phase.SUCCEEDED
 
 
-def test_a_webhook_that_is_down_is_told_and_waited_for() -> None:
-    """It goes on by itself."""
+def test_an_unavailable_webhook_is_reported_and_retried() -> None:
+    """The run continues without an edit."""
     world = World()
     world.refusal = Refusal(500, 'failed calling webhook "jobs.example.com": connection refused', taken=False)
     assert world.reconcile().requeue_after is not None
@@ -734,8 +734,8 @@ def test_a_webhook_that_is_down_is_told_and_waited_for() -> None:
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE, Stage.PUBLISH])
-def test_what_an_older_or_newer_operator_wrote_is_taken_over_at_work(stage: Stage) -> None:
-    """An upgrade, or the way back, restarts nothing: only what it counts besides begins anew."""
+def test_a_running_object_survives_upgrade_and_rollback(stage: Stage) -> None:
+    """Neither restarts a stage; only counters unknown to the other version start at zero."""
     world = a_world_at(stage)
     world.reconcile()
     status = world.finetune_body["status"]
@@ -760,8 +760,8 @@ def test_what_an_older_or_newer_operator_wrote_is_taken_over_at_work(stage: Stag
     assert labels(world) == ["prepare", "train", "publish"]
 
 
-def test_a_field_that_the_operator_does_not_know_is_named_with_what_to_upgrade() -> None:
-    """A CRD that is newer than the operator keeps the field; nothing is done as if it were not there."""
+def test_an_unknown_field_is_reported_with_the_component_to_upgrade() -> None:
+    """The field of a newer CRD is not ignored."""
     world = World()
     world.finetune_body["spec"]["training"] = {"future": True}
     decided = world.reconcile()
@@ -769,8 +769,8 @@ def test_a_field_that_the_operator_does_not_know_is_named_with_what_to_upgrade()
     assert "spec.training.future: unknown field" in world.status.failure.message
 
 
-def test_nothing_starts_before_the_pods_of_a_deleted_job_are_gone() -> None:
-    """Somebody deleted the Job and left its pod: two pods would write one checkpoint."""
+def test_no_job_starts_before_the_pods_of_a_deleted_job_have_terminated() -> None:
+    """A Job was deleted without its pod: two pods would write the same checkpoint."""
     world = a_world_at(Stage.TRAIN)
     world.jobs.clear()
     decided = world.reconcile()
@@ -781,8 +781,8 @@ def test_nothing_starts_before_the_pods_of_a_deleted_job_are_gone() -> None:
     assert [type(action) for action in world.reconcile().actions] == [CreateJob]
 
 
-def test_jobs_of_an_earlier_object_of_the_same_name_are_waited_for() -> None:
-    """The garbage collector takes them; they are not ours to delete."""
+def test_jobs_of_an_earlier_object_of_the_same_name_are_awaited() -> None:
+    """The garbage collector deletes them; they are not ours to delete."""
     world = a_world_at(Stage.TRAIN)
     world.finetune_body["metadata"]["uid"] = "uid-of-the-next"
     world.finetune_body.pop("status")
@@ -795,7 +795,7 @@ def test_jobs_of_an_earlier_object_of_the_same_name_are_waited_for() -> None:
 
 
 def test_an_orphaned_job_of_the_same_name_is_a_conflict() -> None:
-    """Nobody will take it away."""
+    """The garbage collector will not delete it."""
     world = World()
     world.settle()
     (job,) = world.jobs.values()
@@ -809,7 +809,7 @@ def test_an_orphaned_job_of_the_same_name_is_a_conflict() -> None:
 
 
 def test_progress_is_shown_while_its_stage_runs() -> None:
-    """It goes with the stage, and survives a restart of the operator in the status."""
+    """It is removed with the stage, and survives a restart of the operator in the status."""
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
     world.seconds += 1
@@ -829,21 +829,21 @@ def test_progress_is_shown_while_its_stage_runs() -> None:
 
 
 def test_progress_of_another_pod_is_ignored() -> None:
-    """A pod that is on its way out may still talk."""
+    """A terminating pod may still report."""
     world = a_world_at(Stage.TRAIN)
     world.progress = Progress("gone", TrainerStatus(progress_percentage=99, last_updated_time=world.now))
     world.reconcile()
     assert world.status.progress == ""
 
 
-def test_what_has_waited_long_is_looked_at_ever_more_seldom() -> None:
-    """A thousand objects may wait for one quota for a day; the first looks come soon."""
+def test_a_waiting_object_is_reconciled_less_often_over_time() -> None:
+    """A thousand objects may wait for one quota for a day; the first reconciles follow soon."""
     waits = [recheck_interval(timedelta(seconds=seconds)) for seconds in (4, 60, 600, 28_000)]
     assert waits == [timedelta(seconds=seconds) for seconds in (10, 15, 150, 300)]
 
 
-def test_a_pod_that_does_not_start_is_no_reason_to_look_again() -> None:
-    """What is said about it is listened to, and watches tell the rest."""
+def test_a_pod_that_does_not_start_is_not_polled() -> None:
+    """Its events and watches report changes."""
     world = World()
     assert world.reconcile().requeue_after is None
     world.seconds = 60

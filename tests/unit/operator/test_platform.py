@@ -1,4 +1,4 @@
-"""What the platform team's settings mean for the pods of stages."""
+"""How the settings of the platform team affect the pods of stages."""
 
 import os
 from dataclasses import replace
@@ -17,12 +17,12 @@ PUBLIC = Path(certifi.where()).read_text()
 
 
 def authorities(count: int) -> str:
-    """Return certificates of companies."""
+    """Return CA certificates of two companies."""
     return "".join(issue_certificate(f"company-{number}")[2].decode() for number in range(count))
 
 
-def test_only_what_is_not_public_is_handed_on(tmp_path: Path) -> None:
-    """The bundle of a whole system is 200 KiB; what a company added to it fits into an annotation."""
+def test_only_private_ca_certificates_are_passed_on(tmp_path: Path) -> None:
+    """A system bundle has 200 KiB; the additional certificates fit into an annotation."""
     company = authorities(2)
     (tmp_path / "ca.crt").write_text(f"# the company's\n{company}\n{PUBLIC}\n{company}")
     platform = platform_of(replace(SETTINGS, ca_bundle=str(tmp_path / "ca.crt")), None)
@@ -44,8 +44,8 @@ def test_only_what_is_not_public_is_handed_on(tmp_path: Path) -> None:
     ],
     ids=["empty", "rubbish", "no certificate", "one is broken", "too many"],
 )
-def test_authorities_that_cannot_be_used_are_refused_by_flag_and_file(tmp_path: Path, text: str, why: str) -> None:
-    """Before any pod is made."""
+def test_an_invalid_ca_bundle_is_rejected_with_flag_and_file(tmp_path: Path, text: str, why: str) -> None:
+    """Before any pod is created."""
     path = tmp_path / "ca.crt"
     path.write_text(text)
     with pytest.raises(SettingsError, match=rf"--ca-bundle: .*ca\.crt.*{why}"):
@@ -53,7 +53,7 @@ def test_authorities_that_cannot_be_used_are_refused_by_flag_and_file(tmp_path: 
 
 
 def test_the_trust_configuration_of_sigstore_becomes_one_line(tmp_path: Path) -> None:
-    """Of a private instance; the public one needs none, and without the setting nothing is signed."""
+    """For a private instance. The public one needs none, and without the setting nothing is signed."""
     path = tmp_path / "trust-config.json"
     path.write_text('{\n  "trustedRoot": {"tlogs": []},\n  "signingConfig": {"caUrls": []}\n}\n')
     settings = [replace(SETTINGS, sigstore=value) for value in ("", "public", str(path))]
@@ -72,8 +72,8 @@ def test_the_trust_configuration_of_sigstore_becomes_one_line(tmp_path: Path) ->
     ],
     ids=["broken", "no object", "half", "too large", "missing"],
 )
-def test_a_trust_configuration_that_cannot_be_used_is_refused(tmp_path: Path, text: str | None, why: str) -> None:
-    """Before any pod is made."""
+def test_an_invalid_trust_configuration_is_rejected(tmp_path: Path, text: str | None, why: str) -> None:
+    """Before any pod is created."""
     path = tmp_path / "trust-config.json"
     if text is not None:
         path.write_text(text)
@@ -81,8 +81,8 @@ def test_a_trust_configuration_that_cannot_be_used_is_refused(tmp_path: Path, te
         platform_of(replace(SETTINGS, sigstore=str(path)), None)
 
 
-def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
-    """As it is for the operator's own trust."""
+def test_a_missing_ca_bundle_is_rejected(tmp_path: Path) -> None:
+    """Also for the operator's own connections."""
     path = str(tmp_path / "none")
     with pytest.raises(SettingsError, match="--ca-bundle"):
         platform_of(replace(SETTINGS, ca_bundle=path), None)
@@ -90,20 +90,22 @@ def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_the_name_of_the_cluster_reaches_the_stages() -> None:
-    """It stands in the references of a workspace that clusters share."""
+def test_the_cluster_name_is_passed_to_the_stages() -> None:
+    """It is part of the references in a shared workspace."""
     assert platform_of(replace(SETTINGS, cluster_name="prod-eu"), None).cluster == "prod-eu"
     assert platform_of(SETTINGS, None).cluster == ""
 
 
-def test_only_the_proxies_that_there_are_become_variables() -> None:
-    """An empty one would mean that there is none to some libraries, and nothing to others."""
+def test_only_configured_proxies_become_variables() -> None:
+    """Some libraries treat an empty variable as a setting."""
     assert platform_of(SETTINGS, None).proxies == {}
     found = platform_of(replace(SETTINGS, https_proxy="http://proxy", no_proxy=".svc"), None).proxies
     assert found == {"HTTPS_PROXY": "http://proxy", "NO_PROXY": ".svc"}
 
 
-def test_the_operator_trusts_the_company_beside_everybody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_operator_trusts_the_private_ca_in_addition_to_public_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For the collector of its traces."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "")
@@ -120,21 +122,21 @@ def authorities_in(text: str) -> set[str]:
     return {part.partition("-----END")[0] for part in text.split("-----BEGIN CERTIFICATE-----")[1:]}
 
 
-def test_tokens_go_to_the_public_hub_only_unless_a_setting_names_others() -> None:
-    """The default settings are strict."""
+def test_tokens_are_sent_to_the_public_hub_only_by_default() -> None:
+    """Other hubs have to be listed."""
     assert platform_of(SETTINGS, None).hub_endpoints == ()
     assert platform_of(replace(SETTINGS, hub_endpoints=("https://hub",)), None).hub_endpoints == ("https://hub",)
 
 
-def test_stages_use_no_identity_of_their_node_unless_the_platform_allows_it() -> None:
-    """boto3 asks the metadata service where it finds nothing else, and the variable forbids it."""
+def test_stages_cannot_use_the_node_identity_by_default() -> None:
+    """boto3 falls back to the metadata service, and the variable forbids that."""
     assert network_env(platform_of(SETTINGS, None))["AWS_EC2_METADATA_DISABLED"] == "true"
     allowed = platform_of(replace(SETTINGS, instance_metadata=True), None)
     assert "AWS_EC2_METADATA_DISABLED" not in network_env(allowed)
 
 
 @pytest.mark.parametrize(("setting", "user"), [("65532", 65532), ("1000680000", 1000680000), ("", None)])
-def test_the_user_of_stage_pods_is_the_settings_or_the_clusters(setting: str, user: int | None) -> None:
-    """Empty leaves it to the cluster, as OpenShift wants it."""
+def test_the_user_id_of_stage_pods_is_configured_or_assigned_by_the_cluster(setting: str, user: int | None) -> None:
+    """Empty leaves it to the cluster, as OpenShift requires."""
     assert platform_of(replace(SETTINGS, stage_user=setting), None).run_as_user == user
     assert platform_of(SETTINGS, None).run_as_user == 65532

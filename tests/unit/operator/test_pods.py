@@ -1,4 +1,4 @@
-"""The Jobs that are made: what their pods may do, what they are given, and what ends them."""
+"""The Jobs that the operator creates: security context, mounts, environment and failure policy."""
 
 import re
 from dataclasses import replace
@@ -114,15 +114,15 @@ WHOLE: dict[str, Any] = {
 
 
 def a_job(label: str, platform: Platform = PLATFORM, **parts: Any) -> dict[str, Any]:
-    """Return the Job that does the work with this label."""
+    """Return the Job with this work label."""
     finetune = finetune_of(a_finetune_body(**parts))
     assert finetune.spec is not None
     ledger = Ledger(facts=Facts(prepared=prepared_facts()))
     return job_of(finetune, finetune.spec, WORKS[label], ledger, "run1", platform)
 
 
-def test_traces_go_with_the_run_and_replace_no_pod() -> None:
-    """Every container gets the endpoint and the run's span; the digest of a pod that runs stays the same."""
+def test_tracing_settings_do_not_replace_a_running_pod() -> None:
+    """Every container gets the endpoint and the parent span; the digest of a pod stays the same."""
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
     plain, traced = a_job("train"), a_job("train", platform=replace(PLATFORM, traces=endpoint))
     span = SpanRef.of_run(plain["metadata"]["ownerReferences"][0]["uid"], "run1").traceparent
@@ -133,8 +133,8 @@ def test_traces_go_with_the_run_and_replace_no_pod() -> None:
     assert not [item for item in containers_of(plain)[0]["env"] if item["name"].startswith(("OTEL", "TRACE"))]
 
 
-def test_proxies_and_authorities_go_with_the_pod_and_replace_none() -> None:
-    """Every container knows them; the certificates lie where the variable says; a pod that runs stays."""
+def test_proxies_and_ca_certificates_do_not_replace_a_running_pod() -> None:
+    """Every container gets them, and the variable points to the certificates."""
     proxies = {"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".svc"}
     given = a_job("train", platform=replace(PLATFORM, proxies=proxies, ca_bundle="-----BEGIN CERTIFICATE-----"))
     (volume,) = (item for item in pod_of(given)["volumes"] if item["name"] == "authorities")
@@ -162,7 +162,7 @@ def containers_of(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def mounts_of(job: dict[str, Any]) -> dict[str, str]:
-    """Return the secret that is mounted at each path."""
+    """Return the Secret that is mounted at each path."""
     secrets = {item["name"]: item["secret"]["secretName"] for item in pod_of(job)["volumes"] if "secret" in item}
     mounts = containers_of(job)[0]["volumeMounts"]
     return {item["mountPath"]: secrets[item["name"]] for item in mounts if item["name"] in secrets}
@@ -175,8 +175,8 @@ def paths_of(job: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("label", WORKS)
 @pytest.mark.parametrize("parts", [{}, WHOLE], ids=["smallest", "whole"])
-def test_every_job_is_one_that_kubernetes_knows(label: str, parts: dict[str, Any]) -> None:
-    """The official model accepts it and gives the same back: no misspelt field is dropped."""
+def test_every_job_is_valid_for_the_kubernetes_models(label: str, parts: dict[str, Any]) -> None:
+    """The official model accepts it without dropping a misspelt field."""
     job = a_job(label, **parts)
     again = V1Job.model_validate(job).model_dump(mode="json", by_alias=True)
     assert _without_nothing(again) == _without_nothing(job)
@@ -190,8 +190,8 @@ def _without_nothing(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("label", WORKS)
-def test_every_pod_is_restricted(label: str) -> None:
-    """As the Pod Security Standard of that name wants it, and with a read-only root besides."""
+def test_every_pod_meets_the_restricted_pod_security_standard(label: str) -> None:
+    """With a read-only root file system in addition."""
     pod = pod_of(a_job(label, **WHOLE))
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -210,7 +210,7 @@ def test_every_pod_is_restricted(label: str) -> None:
     [("prepare", ["prepare"]), ("train", ["stages", "train", "evaluate"]), ("publish", ["publish"])],
 )
 def test_each_pod_has_one_regular_container_named_as_its_work(label: str, command: list[str]) -> None:
-    """So the pod that trains is Running and Ready: disruption budgets protect it, and Kueue does not evict it."""
+    """So the training pod is Running and Ready: disruption budgets protect it, and Kueue does not evict it."""
     pod = pod_of(a_job(label, **WHOLE))
     assert "initContainers" not in pod
     (container,) = pod["containers"]
@@ -229,7 +229,7 @@ def test_each_pod_has_one_regular_container_named_as_its_work(label: str, comman
     ],
 )
 def test_each_pod_gets_only_the_secrets_of_its_stages(label: str, mounted: dict[str, str]) -> None:
-    """The GPU pod holds no token that could write to the Hub."""
+    """The GPU pod has no token with write access to the Hub."""
     expected = {f"{constants.SECRETS_DIRECTORY}/{purpose}": secret for purpose, secret in mounted.items()}
     assert mounts_of(a_job(label, **WHOLE)) == expected
 
@@ -238,7 +238,7 @@ SIGNED = {"publish": {"signing": {"keySecretRef": {"name": "signing"}}}}
 
 
 def test_only_the_publish_pod_gets_the_signing_key() -> None:
-    """Prepare, which parses strangers' rows, and the GPU pod cannot sign in the platform's name."""
+    """Prepare, which parses untrusted rows, and the GPU pod cannot sign."""
     path = f"{constants.SECRETS_DIRECTORY}/signing"
     mounted = {label: mounts_of(a_job(label, **SIGNED)).get(path) for label in ("prepare", "train", "publish")}
     assert mounted == {"prepare": None, "train": None, "publish": "signing"}
@@ -251,7 +251,7 @@ KEYLESS = {"publish": {"signing": {"keyless": True}}}
 
 @pytest.mark.parametrize("config", ["", '{"trustedRoot":{}}'], ids=["public", "private"])
 def test_only_the_publish_pod_of_a_keyless_run_gets_a_token_for_sigstore(config: str) -> None:
-    """It is valid for nothing else. The same volume has the trust configuration of the platform."""
+    """It has no other audience. The same volume has the trust configuration of the platform."""
     platform = replace(PLATFORM, sigstore=config)
     path = f"{constants.SECRETS_DIRECTORY}/sigstore"
     jobs = {label: a_job(label, platform, **KEYLESS) for label in ("prepare", "train", "publish")}
@@ -270,16 +270,16 @@ def test_only_the_publish_pod_of_a_keyless_run_gets_a_token_for_sigstore(config:
         assert path not in paths_of(other)
 
 
-def test_a_publish_pod_is_replaced_when_it_is_to_sign_without_a_key() -> None:
-    """A running one has no token. Other pods go on."""
+def test_enabling_keyless_signing_replaces_the_publish_pod() -> None:
+    """A running one has no token. Other pods are kept."""
     for label, replaced in (("prepare", False), ("train", False), ("publish", True)):
         found = [a_job(label, **parts)["metadata"]["annotations"][ANNOTATION_POD] for parts in ({}, KEYLESS)]
         assert (found[0] != found[1]) is replaced
 
 
 @pytest.mark.parametrize("uri", ["", "s3://other/place/"])
-def test_every_pod_gets_the_key_of_manifests(uri: str) -> None:
-    """Each stage writes manifests and reads those of others; the key is also there where no workspace is named."""
+def test_every_pod_gets_the_manifest_key(uri: str) -> None:
+    """Every stage writes manifests and reads those of others, also in a default workspace."""
     workspace = {"uri": uri, "manifestKeySecretRef": {"name": "outputs"}}
     path = f"{constants.SECRETS_DIRECTORY}/manifest-key"
     mounted = {
@@ -289,21 +289,21 @@ def test_every_pod_gets_the_key_of_manifests(uri: str) -> None:
 
 
 @pytest.mark.parametrize("builder_id", ["", "https://ml.example.com"])
-def test_a_stage_knows_its_image_and_its_builder(builder_id: str) -> None:
-    """It writes them into the provenance of a release; without a setting the trainer names a builder of its own."""
+def test_every_stage_gets_its_image_and_builder_id(builder_id: str) -> None:
+    """For the provenance of a release. Without the setting the trainer uses its own builder id."""
     job = a_job("train", replace(PLATFORM, builder_id=builder_id), compute={"trainerImage": "own:1"})
     env = {item["name"]: item["value"] for item in containers_of(job)[0]["env"]}
     assert (env["TUNEMILL_IMAGE"], env.get("TUNEMILL_BUILDER_ID", "")) == ("own:1", builder_id)
 
 
-def test_a_hub_token_is_a_file_of_that_name_whatever_its_key() -> None:
-    """The stage looks for `token`."""
+def test_a_hub_token_is_mounted_under_a_fixed_file_name() -> None:
+    """The stage reads `token`, whatever the key of the Secret."""
     (volume,) = [item for item in pod_of(a_job("prepare", **WHOLE))["volumes"] if item["name"] == "hub-read"]
     assert volume["secret"]["items"] == [{"key": "hf", "path": "token"}]
 
 
-def test_pods_that_load_the_base_model_share_a_cache_of_models() -> None:
-    """The claim is mounted where the trainer looks for it, writable; prepare needs no weights and no volume."""
+def test_pods_that_load_the_base_model_share_a_model_cache() -> None:
+    """The claim is mounted writable at the trainer's cache path. Prepare needs no weights and no volume."""
     fields = {"compute": {"modelCache": {"claimName": "models"}}}
     for label, wanted in (("prepare", []), ("train", ["models"]), ("publish", ["models"])):
         pod = pod_of(a_job(label, **fields))
@@ -314,21 +314,21 @@ def test_pods_that_load_the_base_model_share_a_cache_of_models() -> None:
             assert mounts == [{"name": name, "mountPath": constants.MODEL_CACHE_PATH} for name in wanted]
 
 
-def test_another_cache_replaces_the_pod_and_its_bound_does_not() -> None:
-    """A corrected claim takes effect on a pod that waits for it."""
+def test_a_changed_model_cache_claim_replaces_the_pod_but_its_size_does_not() -> None:
+    """A corrected claim takes effect on a waiting pod."""
     models = {"modelCache": {"claimName": "models"}}
     assert digest() == digest(compute={"modelCache": {"claimName": ""}}) != digest(compute=models)
     assert digest(compute={"modelCache": {"claimName": "models", "maxSize": "5Gi"}}) == digest(compute=models)
 
 
-def test_without_a_workspace_the_datasets_credentials_serve() -> None:
-    """They lead to the same bucket."""
+def test_the_default_workspace_uses_the_credentials_of_the_dataset() -> None:
+    """Both are in the same bucket."""
     mounted = mounts_of(a_job("train", dataset={"credentialsSecretRef": {"name": "s3"}}))
     assert mounted == {f"{constants.SECRETS_DIRECTORY}/workspace": "s3"}
 
 
-def test_the_run_spec_is_an_annotation_that_the_pod_sees_as_a_file() -> None:
-    """It holds the spec with the place of its outputs and without pod templates, and what prepare found."""
+def test_the_run_spec_is_an_annotation_mounted_as_a_file() -> None:
+    """It has the spec without pod templates, the workspace, and the result of prepare."""
     job = a_job("train", **WHOLE)
     template = job["spec"]["template"]
     run = RunSpec.model_validate_json(template["metadata"]["annotations"][constants.ANNOTATION_RUN_SPEC])
@@ -344,8 +344,8 @@ def test_the_run_spec_is_an_annotation_that_the_pod_sees_as_a_file() -> None:
     assert f"{mount}/{item['path']}" == constants.RUN_SPEC_PATH
 
 
-def test_the_run_spec_names_the_outputs_that_stages_make() -> None:
-    """A trainer of somebody else's need not know how keys are made; prepare finds its own."""
+def test_the_run_spec_contains_the_output_keys() -> None:
+    """A custom trainer need not compute keys. Prepare computes its own."""
     wanted = {Stage.PREPARE: "a-request", Stage.TRAIN: "t", Stage.EVALUATE: "e", Stage.PUBLISH: "p"}
     finetune = finetune_of(a_finetune_body())
     assert finetune.spec is not None
@@ -360,16 +360,16 @@ def test_the_run_spec_names_the_outputs_that_stages_make() -> None:
     assert run.keys == {"train": "t", "evaluate": "e", "publish": "p"}
 
 
-def test_the_run_spec_tells_the_object_from_all_others() -> None:
-    """By uid and cluster, as objects of other clusters in the same workspace may have its name."""
+def test_the_run_spec_identifies_the_object() -> None:
+    """By uid and cluster, as objects of other clusters in the workspace may have the same name."""
     job = a_job("train", platform=replace(PLATFORM, cluster="prod-eu"))
     annotations = job["spec"]["template"]["metadata"]["annotations"]
     run = RunSpec.model_validate_json(annotations[constants.ANNOTATION_RUN_SPEC])
     assert (run.cluster, run.uid) == ("prod-eu", a_finetune_body()["metadata"]["uid"])
 
 
-def test_each_stage_gets_its_own_template_and_no_other() -> None:
-    """Prepare and publish can be placed as well as train, and none of them shares the identity of another."""
+def test_each_stage_gets_only_its_own_pod_template() -> None:
+    """Prepare and publish can be scheduled too, and no stage shares a service account."""
     prepare, train, publish = (pod_of(a_job(label, **WHOLE)) for label in WORKS)
     assert prepare["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
     assert not {"serviceAccountName", "tolerations", "affinity", "priorityClassName", "runtimeClassName"} & {*prepare}
@@ -378,8 +378,8 @@ def test_each_stage_gets_its_own_template_and_no_other() -> None:
     assert not {"nodeSelector", "tolerations", "runtimeClassName"} & {*publish}
 
 
-def test_every_field_of_a_template_is_in_the_pod_as_it_was_written() -> None:
-    """Field by field, under the name that Kubernetes has for it."""
+def test_every_field_of_a_pod_template_is_in_the_pod() -> None:
+    """Field by field, under its Kubernetes name."""
     job = a_job("train", **WHOLE)
     template, pod, metadata = WHOLE["podTemplates"]["train"], pod_of(job), job["spec"]["template"]["metadata"]
     for name in (
@@ -406,8 +406,8 @@ def test_every_field_of_a_template_is_in_the_pod_as_it_was_written() -> None:
     }
 
 
-def test_volumes_of_users_never_have_the_names_of_ours() -> None:
-    """A volume of theirs may be called tmp: in the pod its name has a prefix."""
+def test_user_volumes_cannot_collide_with_ours() -> None:
+    """A user's volume may be called tmp: in the pod its name has a prefix."""
     pod = pod_of(a_job("train", **WHOLE))
     volumes = {item["name"]: item for item in pod["volumes"]}
     assert volumes["tmp"] == {"name": "tmp", "emptyDir": {}}
@@ -421,8 +421,8 @@ def test_volumes_of_users_never_have_the_names_of_ours() -> None:
     assert field_of(spec, "user-rows") == "spec.podTemplates.train.volumes"
 
 
-def test_scratch_and_shared_memory_have_the_size_that_was_asked_for() -> None:
-    """An ephemeral claim where a storage class is named, else an emptyDir with a limit; 1Gi of shared memory."""
+def test_scratch_and_shared_memory_have_the_requested_size() -> None:
+    """An ephemeral claim with a storage class, else an emptyDir with a limit; 1Gi of shared memory."""
     volumes = {
         label: {item["name"]: item for item in pod_of(a_job(label, **WHOLE))["volumes"]}
         for label in ("prepare", "train", "publish")
@@ -440,8 +440,8 @@ def test_scratch_and_shared_memory_have_the_size_that_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("grace", "seconds"), [(None, "50"), (300, "290"), (110, "100"), (12, "6"), (2, "1")])
-def test_a_stage_knows_how_long_it_has_to_stop(grace: int | None, seconds: str) -> None:
-    """Ten seconds less than the grace period, but at least half of it: its report must be kept, too."""
+def test_a_stage_gets_its_shutdown_timeout(grace: int | None, seconds: str) -> None:
+    """The grace period minus ten seconds, but at least half of it, to leave time for the report."""
     template = {} if grace is None else {"terminationGracePeriodSeconds": grace}
     job = a_job("train", podTemplates={"train": template})
     assert pod_of(job)["terminationGracePeriodSeconds"] == (grace or 60)
@@ -458,20 +458,20 @@ def test_a_stage_knows_how_long_it_has_to_stop(grace: int | None, seconds: str) 
     ],
 )
 def test_no_pod_is_best_effort(label: str, requests: dict[str, str]) -> None:
-    """Quotas on requests admit every pod, and the kubelet does not kill it first."""
+    """Quotas on requests admit every pod, and the kubelet does not evict it first."""
     (container,) = pod_of(a_job(label, compute={"gpus": 0}))["containers"]
     assert container["resources"] == {"requests": requests}
 
 
-def test_a_default_request_is_never_above_a_limit_nor_beside_a_request() -> None:
-    """Kubernetes requests what the limit is where only a limit is given."""
+def test_default_requests_respect_limits_and_requests() -> None:
+    """Kubernetes sets the request to the limit where only a limit is given."""
     limited = {"train": {"resources": {"limits": {"memory": "1Gi"}, "requests": {"cpu": "100m"}}}}
     (container,) = pod_of(a_job("train", compute={"gpus": 0}, podTemplates=limited))["containers"]
     assert container["resources"] == {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi"}}
 
 
-def test_openshift_may_choose_the_user_of_a_pod() -> None:
-    """Restricted-v2 refuses a fixed user, group and file system group; not to be root stays."""
+def test_openshift_can_assign_the_user_id_of_a_pod() -> None:
+    """Restricted-v2 rejects a fixed user, group and fsGroup; runAsNonRoot stays."""
     context = pod_of(a_job("train", replace(PLATFORM, run_as_user=None)))["securityContext"]
     assert context == {
         "runAsNonRoot": True,
@@ -482,7 +482,7 @@ def test_openshift_may_choose_the_user_of_a_pod() -> None:
     assert (fixed["runAsUser"], fixed["runAsGroup"], fixed["fsGroup"]) == (65532, 65532, 65532)
 
 
-def test_the_spot_sample_makes_a_pod_that_saves_its_work_when_its_node_goes() -> None:
+def test_the_spot_sample_saves_checkpoints_on_node_removal() -> None:
     """Grace period, checkpoints by time, tolerations, and the annotations of both autoscalers."""
     sample = yaml.safe_load(SPOT.read_text())["spec"]
     job = a_job("train", **{name: sample[name] for name in ("training", "podTemplates")})
@@ -497,21 +497,21 @@ def test_the_spot_sample_makes_a_pod_that_saves_its_work_when_its_node_goes() ->
     assert run.spec.training.checkpoint.every_minutes == 10
 
 
-def test_a_quantity_may_be_a_number() -> None:
-    """`cpu: 2` is what people write, and what the API server hands on."""
+def test_a_quantity_can_be_a_number() -> None:
+    """`cpu: 2` is common, and the API server stores it unchanged."""
     templates = {"train": {"resources": {"limits": {"cpu": 2}}}}
     job = a_job("train", compute={"gpus": 0}, podTemplates=templates)
     assert containers_of(job)[0]["resources"]["limits"] == {"cpu": "2"}
 
 
-def test_without_gpus_none_is_asked_for() -> None:
+def test_without_gpus_none_is_requested() -> None:
     """A run on the CPU, for small models."""
     for container in containers_of(a_job("train", compute={"gpus": 0})):
         assert "limits" not in container["resources"]
 
 
-def test_no_container_without_gpus_gets_any_from_an_image() -> None:
-    """NVIDIA's runtime obeys a variable of the image; ours replaces it, but not that of a device plugin."""
+def test_a_container_without_gpus_cannot_get_one_through_its_image() -> None:
+    """NVIDIA's runtime reads a variable of the image; ours overrides it, but not that of a device plugin."""
     image = {"trainerImage": "any.example/with-NVIDIA_VISIBLE_DEVICES=all"}
     nvidia = {"train": {"runtimeClassName": "nvidia"}}
     jobs = [a_job(label, compute={**image, "gpus": 0}, podTemplates=nvidia) for label in WORKS]
@@ -525,8 +525,8 @@ def test_no_container_without_gpus_gets_any_from_an_image() -> None:
     assert container["env"][-1]["value"] == "void"
 
 
-def test_a_user_cannot_bring_the_identity_of_the_node_back() -> None:
-    """The operator's variable replaces the user's, unless the platform lends the node's identity."""
+def test_users_cannot_enable_the_node_identity() -> None:
+    """The operator's variable overrides the user's, unless the platform enables the node identity."""
     fields = {"train": {"env": [{"name": "AWS_EC2_METADATA_DISABLED", "value": "false"}]}}
 
     def values(platform: Platform) -> list[str]:
@@ -537,8 +537,8 @@ def test_a_user_cannot_bring_the_identity_of_the_node_back() -> None:
     assert values(replace(PLATFORM, instance_metadata=True)) == ["false"]
 
 
-def test_what_cannot_heal_fails_the_job_at_once() -> None:
-    """And what comes from outside costs no retry."""
+def test_a_permanent_failure_fails_the_job_at_once() -> None:
+    """Disruptions from outside cost no retry."""
     rules = a_job("train")["spec"]["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["Ignore", "Ignore", "FailJob"]
     assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
@@ -559,8 +559,8 @@ def a_group(name: str = "support", **parts: Any) -> dict[str, Any]:
     )
 
 
-def test_several_nodes_are_an_indexed_job_whose_pods_find_each_other() -> None:
-    """Each has a DNS name, and knows its index, the number of the others and the first one."""
+def test_a_group_is_an_indexed_job_with_host_names() -> None:
+    """Each pod has a DNS name, its index, the number of pods and the address of the first."""
     job = a_group(retry={"limit": 2})
     name, spec, pod = job["metadata"]["name"], job["spec"], pod_of(job)
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
@@ -578,8 +578,8 @@ def test_several_nodes_are_an_indexed_job_whose_pods_find_each_other() -> None:
     assert codes == [[75, 76], list(FINAL_EXIT_CODES)]
 
 
-def test_the_pods_of_a_group_have_a_service_and_a_policy_that_lets_only_them_in() -> None:
-    """Both are about the pods of this Job, and belong to the object."""
+def test_a_group_has_a_service_and_a_network_policy_for_its_pods_only() -> None:
+    """Both select the pods of this Job, and are owned by the object."""
     job = a_group()
     service, policy = companions_of(job)
     own = {"tunemill.dev/finetune": "support", "batch.kubernetes.io/job-name": job["metadata"]["name"]}
@@ -596,7 +596,7 @@ def test_the_pods_of_a_group_have_a_service_and_a_policy_that_lets_only_them_in(
 
 @pytest.mark.parametrize("name", ["x" * 45, "7b"])
 def test_names_of_groups_fit_into_host_names(name: str) -> None:
-    """With the largest index; a Service's name starts with a letter."""
+    """With the largest index; the name of a Service starts with a letter."""
     job = a_group(name)
     assert len(f"{job['metadata']['name']}-{MAX_NODES - 1}") <= 63
     (service, _), pod = companions_of(job), pod_of(job)
@@ -605,8 +605,8 @@ def test_names_of_groups_fit_into_host_names(name: str) -> None:
     assert service["metadata"]["name"] == companion_names(job["metadata"]["name"])["Service"]
 
 
-def test_one_node_is_the_job_that_it_was() -> None:
-    """Nothing of a running Job changes with the number of nodes that it has always had."""
+def test_a_single_node_job_is_unchanged() -> None:
+    """An explicit default of one node does not change a running Job."""
     assert a_job("train", compute={"nodes": 1}) == a_job("train")
     for label in ("prepare", "publish"):
         many, one = (a_job(label, compute={"nodes": nodes}) for nodes in (4, 1))
@@ -617,8 +617,8 @@ def test_one_node_is_the_job_that_it_was() -> None:
     assert digest(compute={"nodes": 2}) != digest()
 
 
-def test_the_job_belongs_to_its_object_and_says_what_for() -> None:
-    """By owner reference, labels and annotations; users' labels cannot replace ours."""
+def test_the_job_has_owner_reference_labels_and_annotations() -> None:
+    """Labels of users cannot override ours."""
     job = a_job("train", **WHOLE)
     (owner,) = job["metadata"]["ownerReferences"]
     assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == ("uid-of-support", True, True)
@@ -631,20 +631,20 @@ def test_the_job_belongs_to_its_object_and_says_what_for() -> None:
     )
 
 
-def test_names_of_jobs_fit_into_a_label() -> None:
-    """Kubernetes labels the pods with them; the CRD allows 45 characters for the object's own name."""
+def test_job_names_fit_into_a_label() -> None:
+    """Kubernetes labels the pods with them. The CRD allows 45 characters for the object's name."""
     for work in WORKS.values():
         assert len(work.job_name("x" * 45)) <= 63
 
 
-def test_without_an_endpoint_there_is_no_progress_token() -> None:
-    """A pod gets nothing that it does not need."""
+def test_without_a_progress_endpoint_there_is_no_progress_token() -> None:
+    """Pods get no unnecessary token."""
     job = a_job("train", Platform(image="x"))
     assert not [item for item in pod_of(job)["volumes"] if item["name"] == "progress"]
     assert not [item for item in containers_of(job)[0]["env"] if item["name"].startswith("KUBEFLOW")]
 
 
-def test_the_users_image_wins_over_the_operators() -> None:
+def test_the_users_image_overrides_the_default_image() -> None:
     """For all stages."""
     for label in WORKS:
         job = a_job(label, compute={"trainerImage": "registry.example.com/mine:2"})
@@ -656,8 +656,8 @@ def digest(label: str = "train", **parts: Any) -> str:
     return pod_digest(parsed(a_spec(**parts)), WORKS[label])
 
 
-def test_the_digest_of_a_pod_ignores_what_no_pod_is_made_from() -> None:
-    """Else a changed gate would interrupt a training. Checkpoint settings take effect with the next pod."""
+def test_the_pod_digest_ignores_fields_that_affect_no_pod() -> None:
+    """Otherwise a changed gate would interrupt a training. Checkpoint settings apply to the next pod."""
     same = digest(evaluation={"gates": []}, suspend=True, maxRuntime="1h")
     assert digest() == same
     assert digest(training={"checkpoint": {"everySteps": 7, "everyMinutes": 3, "keep": 9}}) == same
@@ -665,28 +665,28 @@ def test_the_digest_of_a_pod_ignores_what_no_pod_is_made_from() -> None:
 
 
 @pytest.mark.parametrize("field", TEMPLATE_FIELDS)
-def test_every_field_of_a_template_changes_the_digest(field: str) -> None:
-    """A live pod is replaced when its template is edited, whichever field it is."""
+def test_every_field_of_a_pod_template_changes_the_digest(field: str) -> None:
+    """A live pod is replaced when any field of its template is edited."""
     template = WHOLE["podTemplates"]["train"]
     assert digest(podTemplates={"train": {field: template[field]}}) != digest()
 
 
-def test_the_digest_is_that_of_its_version_for_ever() -> None:
-    """An upgrade must not interrupt trainings: whoever changes one of these interrupts them all."""
+def test_the_digest_of_a_version_is_stable() -> None:
+    """An upgrade must not interrupt trainings: a changed digest replaces every running pod."""
     assert digest() == "1-2a444884"
     assert digest(**WHOLE) == "1-209ce757"
 
 
-def test_defaults_that_are_written_down_change_no_digest() -> None:
-    """Nor does a field that a later version adds with a default: what is at its default is not in the digest."""
+def test_explicit_defaults_do_not_change_the_digest() -> None:
+    """Neither does a new field with a default: values at their default are not in the digest."""
     spec = parsed(a_spec())
     whole = FineTuneSpec.model_validate(spec.model_dump(mode="json", by_alias=True, exclude_none=True))
     for work in WORKS.values():
         assert pod_digest(whole, work) == pod_digest(spec, work)
 
 
-def test_memory_kills_are_an_annotation_of_the_job_and_not_in_its_digest() -> None:
-    """The pod after one needs smaller batches; its inputs from the spec are the same."""
+def test_oom_kills_are_an_annotation_of_the_job_and_not_in_its_digest() -> None:
+    """The next pod needs smaller batches; its inputs from the spec are the same."""
     finetune = finetune_of(a_finetune_body())
     assert finetune.spec is not None
     killed = StageStatus(name=Stage.TRAIN, state=StageState.PENDING, memory_kills=2)

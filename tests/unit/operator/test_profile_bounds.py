@@ -1,6 +1,6 @@
-"""Every field of a spec is bounded by a limit of a profile, or harmless for a reason that stands here.
+"""Every field of a spec is bounded by a limit of a profile, or declared harmless with a reason.
 
-Whoever adds a field to the spec adds it to one of the two tables: `BOUNDED` with a value that the limits refuse, or
+A new field has to be in one of the two tables: `BOUNDED` with a value that the limits refuse, or
 `HARMLESS` with the reason why no limit needs to hold for it.
 """
 
@@ -102,7 +102,7 @@ TRACKERS: dict[str, Any] = {
 
 
 def required_beside(path: str) -> dict[str, Any]:
-    """Return the required fields of the part of the spec that a field is in."""
+    """Return the required fields of the model that contains a field."""
     if path.startswith("publish.oci."):
         return REGISTRY
     if path.startswith("tracking."):
@@ -214,14 +214,14 @@ def refusal(profile: Profile, spec: dict[str, Any]) -> RefusedError:
 
 
 @pytest.mark.parametrize("path", sorted(fields_below(FineTuneSpec)))
-def test_every_field_of_the_spec_is_bounded_or_harmless(path: str) -> None:
-    """A new field fails here until somebody has decided what bounds it."""
+def test_every_spec_field_is_bounded_or_declared_harmless(path: str) -> None:
+    """A new field fails here until it is in one of the two tables."""
     known = [part for part in parents(path) if part in BOUNDED or part in HARMLESS]
     assert known, f"spec.{path} is in neither table: say which limit of a FineTuneProfile bounds it, or why none has to"
 
 
-def test_the_tables_name_fields_that_exist_and_each_once() -> None:
-    """A renamed field takes its entry along."""
+def test_the_tables_list_existing_fields_once() -> None:
+    """A renamed field needs a renamed entry."""
     existing = {part for path in fields_below(FineTuneSpec) for part in parents(path)}
     assert not {*BOUNDED, *HARMLESS} - existing
     assert not {*BOUNDED} & {*HARMLESS}
@@ -229,7 +229,7 @@ def test_the_tables_name_fields_that_exist_and_each_once() -> None:
 
 @pytest.mark.parametrize("path", BOUNDED)
 def test_a_limit_bounds_the_field(path: str) -> None:
-    """By its name, with the field that asks for too much; and the user can mend it."""
+    """The message names the limit and the field, and the user can correct it."""
     limit, value = BOUNDED[path]
     extra = {"queue": {"name": "team-a"}, "compute": {"gpus": 0}}
     extra |= required_beside(path)
@@ -243,8 +243,8 @@ def test_a_limit_bounds_the_field(path: str) -> None:
     assert error.reason is Reason.LIMIT_EXCEEDED
 
 
-def test_a_listed_template_field_is_still_bounded_by_what_it_names() -> None:
-    """Volumes name Secrets and claims, and scratch asks for storage, whatever the list of fields allows."""
+def test_a_permitted_template_field_is_still_limited_by_its_content() -> None:
+    """Volumes name Secrets and claims, and scratch requests storage, whichever fields are permitted."""
     limits = {**STRICT, "claims": ["models"], "podTemplateFields": ["volumes", "scratch", "resources"]}
     for volume, limit in (
         ({"secret": SECRET}, "secrets allows s3"),
@@ -270,8 +270,8 @@ def test_a_listed_template_field_is_still_bounded_by_what_it_names() -> None:
         ("HF_ENDPOINT", "endpoints"),
     ],
 )
-def test_no_variable_is_a_way_around_images_and_endpoints(name: str, limit: str) -> None:
-    """Also where users may set variables; those that the profile gives stay."""
+def test_environment_variables_cannot_bypass_image_and_endpoint_limits(name: str, limit: str) -> None:
+    """Also where users may set variables. Variables of the profile stay."""
     variables = nested("podTemplates.train.env", [{"name": name, "value": "x"}])
     profile = a_profile(limits={"podTemplateFields": ["env"]})
     assert f"limits.{limit} allows no variable" in str(refusal(profile, a_spec(**variables)))
@@ -294,7 +294,7 @@ def test_no_variable_is_a_way_around_images_and_endpoints(name: str, limit: str)
     ],
 )
 def test_endpoints_are_listed_by_host(endpoint: str, allowed: bool) -> None:
-    """A path that looks like a host does not count, and neither does a longer name."""
+    """Neither a path that looks like a host nor a longer host name matches."""
     limits = {"endpoints": ["s3.acme.com", "*.s3.acme.com", "minio.team.svc:9000"]}
     default = {"dataset": {"endpoint": "https://default.acme.com"}}
     profile, spec = a_profile(defaults=default, limits=limits), a_spec(dataset={"endpoint": endpoint})
@@ -306,8 +306,8 @@ def test_endpoints_are_listed_by_host(endpoint: str, allowed: bool) -> None:
 
 
 @pytest.mark.parametrize("requested", [None, [], [{"metric": "ast_match", "min": "0.1"}]])
-def test_demanded_gates_cannot_be_dropped(requested: list[dict[str, str]] | None) -> None:
-    """They are added to what the user wrote, to the profile's own and to the default of the API."""
+def test_required_gates_cannot_be_removed(requested: list[dict[str, str]] | None) -> None:
+    """They are added to the gates of the user, of the profile and of the API defaults."""
     demanded = {"metric": "exact_match", "min": "0.8"}
     profile = a_profile(limits={"gates": [demanded]})
     spec = parsed(a_spec(**({} if requested is None else {"evaluation": {"gates": requested}})))
@@ -320,8 +320,8 @@ def test_demanded_gates_cannot_be_dropped(requested: list[dict[str, str]] | None
     assert given(whole, profile).get("evaluation.gates") is None, "gates that are there are not added twice"
 
 
-def test_what_the_defaults_name_needs_no_entry_in_a_list() -> None:
-    """A profile that presets image, endpoint, claim and placement is valid with any limit, and users get them."""
+def test_values_of_the_defaults_are_always_permitted() -> None:
+    """A profile that presets image, endpoint, claim and placement is valid with any limit."""
     defaults = {
         "compute": {"trainerImage": "ours:1", "gpuResource": "amd.com/gpu", "modelCache": {"claimName": "models"}},
         "workspace": {"uri": "s3://acme/", "endpoint": "https://s3.acme.com", "credentialsSecretRef": {"name": "w"}},
@@ -336,8 +336,8 @@ def test_what_the_defaults_name_needs_no_entry_in_a_list() -> None:
 
 
 @pytest.mark.parametrize("path", BOUNDED)
-def test_a_profile_without_limits_bounds_nothing(path: str) -> None:
-    """Profiles that only give defaults keep their meaning."""
+def test_a_profile_without_limits_permits_everything(path: str) -> None:
+    """Profiles with defaults only keep their meaning."""
     extra = {"queue": {"name": "team-a"}} | required_beside(path)
     spec = parsed(a_spec(**merged(extra, nested(path, BOUNDED[path][1]))))
     check(spec, {}, a_profile(defaults={"maxRuntime": "1h"}))
@@ -366,8 +366,8 @@ def test_a_profile_without_limits_bounds_nothing(path: str) -> None:
         nested("publish.private", False),
     ],
 )
-def test_the_sample_profile_refuses_what_a_review_could_still_ask_for(parts: dict[str, Any]) -> None:
-    """The script 23_profile.py of the security review, spec by spec."""
+def test_the_sample_profile_refuses_the_specs_of_the_security_review(parts: dict[str, Any]) -> None:
+    """The script 23_profile.py of the review, spec by spec."""
     body, finetune = yaml.safe_load_all(SAMPLE.read_text())
     body["metadata"] |= {"uid": "u", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
     profile = profile_of(body)
@@ -375,8 +375,8 @@ def test_the_sample_profile_refuses_what_a_review_could_still_ask_for(parts: dic
     assert refusal(profile, merged(finetune["spec"], parts)).reason is Reason.LIMIT_EXCEEDED
 
 
-def test_the_sample_profile_demands_its_gates() -> None:
-    """A user who writes an empty list gets them all the same."""
+def test_the_sample_profile_enforces_its_gates() -> None:
+    """Also for a user with an empty list."""
     body, finetune = yaml.safe_load_all(SAMPLE.read_text())
     body["metadata"] |= {"uid": "u", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
     profile, spec = profile_of(body), parsed(merged(finetune["spec"], {"evaluation": {"gates": []}}))

@@ -1,4 +1,4 @@
-"""The status of FineTuneProfiles: written once for each spec, and only when it says something else."""
+"""The status of FineTuneProfiles: written once for each spec, and only after a change."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,7 @@ INVALID: Json = {"defaults": {"compute": {"gpus": "many"}}}
 
 
 def a_body(spec: Json, generation: int = 1, version: int = 10, status: Json | None = None) -> Json:
-    """Return a FineTuneProfile as the API server has it."""
+    """Return a FineTuneProfile as the API server stores it."""
     known = a_finetune_body()["metadata"]
     metadata = {name: known[name] for name in ("uid", "creationTimestamp")}
     metadata |= {"name": "gold", "generation": generation, "resourceVersion": str(version)}
@@ -24,7 +24,7 @@ def a_body(spec: Json, generation: int = 1, version: int = 10, status: Json | No
 
 
 class Client:
-    """An API server that keeps one profile and counts the writes of its status."""
+    """An API server that stores one profile and counts the writes of its status."""
 
     def __init__(self, body: Json) -> None:
         self.body = body
@@ -32,7 +32,7 @@ class Client:
         self.error: KubeError | None = None
 
     async def request(self, method: str, path: str, query: Json, body: Json, content_type: str) -> Json:
-        """Take a status; an apply names the version that it is about."""
+        """Store a status; an apply must have the current version."""
         assert (method, content_type) == ("PATCH", "application/apply-patch+yaml")
         assert path == "/apis/tunemill.dev/v1alpha1/finetuneprofiles/gold/status"
         assert body["metadata"]["resourceVersion"] == self.body["metadata"]["resourceVersion"]
@@ -46,7 +46,7 @@ class Client:
 
 
 def statuses_of(client: Client, cache: Cache) -> ProfileStatuses:
-    """Return what keeps the statuses of a cache that has seen the client's profile."""
+    """Return the status writer of a cache that has the client's profile."""
     cache.profiles.put(client.body)
     return ProfileStatuses(client, cache.profiles, lambda: NOW)  # type: ignore[arg-type]
 
@@ -64,8 +64,8 @@ def profile(spec: Json, **parts: Any) -> Profile:
         ({"limits": {"maxGpus": "x"}}, "False", "Invalid", "spec.limits.maxGpus: "),
     ],
 )
-def test_a_profile_says_itself_whether_it_is_valid(spec: Json, status: str, reason: str, words: str) -> None:
-    """With the field, in a condition of the usual form; not only in each object that wants to use it."""
+def test_a_profile_has_a_condition_with_its_validity(spec: Json, status: str, reason: str, words: str) -> None:
+    """With the invalid field, and not only in the objects that use the profile."""
     found = status_of(profile(spec, generation=7), NOW)
     (ready,) = found.conditions
     assert (found.observed_generation, ready.observed_generation) == (7, 7)
@@ -73,19 +73,19 @@ def test_a_profile_says_itself_whether_it_is_valid(spec: Json, status: str, reas
     assert ready.message.startswith(words)
 
 
-def test_a_transition_has_the_time_at_which_the_status_changed() -> None:
-    """A new message about the same state keeps it."""
+def test_the_transition_time_changes_only_with_the_status() -> None:
+    """A new message keeps it."""
     first = status_of(profile(INVALID), NOW)
     written = first.model_dump(mode="json", by_alias=True, exclude_none=True)
     later = NOW + timedelta(hours=1)
     again = status_of(profile({"limits": {"maxGpus": "x"}}, generation=2, status=written), later)
     assert again.conditions[0].last_transition_time == NOW
-    mended = status_of(profile({}, generation=2, status=written), later)
-    assert mended.conditions[0].last_transition_time == later
+    corrected = status_of(profile({}, generation=2, status=written), later)
+    assert corrected.conditions[0].last_transition_time == later
 
 
 async def test_a_status_is_written_once_for_each_generation() -> None:
-    """The operator's own write, which comes back by the watch, leads to no other."""
+    """The watch event of the operator's own write causes no other write."""
     client, cache = Client(a_body(INVALID)), Cache()
     statuses = statuses_of(client, cache)
     for _ in range(3):
@@ -98,7 +98,7 @@ async def test_a_status_is_written_once_for_each_generation() -> None:
     assert [write["conditions"][0]["status"] for write in client.writes] == ["False", "True"]
 
 
-async def test_a_status_that_is_there_is_not_written_again_by_the_next_operator() -> None:
+async def test_an_existing_status_is_not_rewritten_after_a_restart() -> None:
     """A restart writes nothing."""
     client = Client(a_body({}))
     await statuses_of(client, Cache()).write_changed()
@@ -106,15 +106,15 @@ async def test_a_status_that_is_there_is_not_written_again_by_the_next_operator(
     assert len(client.writes) == 1
 
 
-async def test_the_own_write_is_no_news_to_objects() -> None:
-    """The cache has the new version before the watch tells of it, so that no object is looked at for it."""
+async def test_the_operators_own_write_does_not_requeue_objects() -> None:
+    """The cache has the new version before the watch event arrives."""
     client, cache = Client(a_body({})), Cache()
     await statuses_of(client, cache).write_changed()
     assert cache.profiles.put(client.body) is None
 
 
-async def test_a_write_that_fails_is_made_again() -> None:
-    """A profile that has changed in between is written from its new version."""
+async def test_a_failed_write_is_retried() -> None:
+    """If the profile has changed meanwhile, with its new version."""
     client, cache = Client(a_body({})), Cache()
     statuses = statuses_of(client, cache)
     client.error = ConflictError("the object has been modified", 409)

@@ -1,4 +1,4 @@
-"""What a FineTuneProfile gives, what it does not allow, whom it is for, and what a run keeps of it."""
+"""FineTuneProfiles: defaults, limits, selection, and the snapshot that a run keeps."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -128,12 +128,12 @@ def nested(path: str, value: Any) -> dict[str, Any]:
 
 
 def of_train(**fields: Any) -> dict[str, Any]:
-    """Return a spec's part with these fields in the template of train."""
+    """Return a spec's part with these fields in the pod template of train."""
     return {"podTemplates": {"train": fields}}
 
 
 def effective(profile: Profile, **parts: Any) -> dict[str, Any]:
-    """Return the fields of what a run goes by, for a user who wrote these parts."""
+    """Return the fields of the effective spec for these fields of a user."""
     spec = parsed(a_spec(**parts))
     fields = given(spec, profile)
     whole = applied(spec, fields)
@@ -142,19 +142,19 @@ def effective(profile: Profile, **parts: Any) -> dict[str, Any]:
 
 
 def refusal(profile: Profile, **parts: Any) -> RefusedError:
-    """Return why the profile refuses a user who wrote these parts."""
+    """Return why the profile refuses these fields of a user."""
     with pytest.raises(RefusedError) as refused:
         effective(profile, **parts)
     return refused.value
 
 
-def test_every_field_that_can_be_preset_has_a_case_here() -> None:
-    """Whoever adds a field to the profile says here what it does."""
+def test_every_default_field_has_a_case() -> None:
+    """A new profile field needs a case here."""
     assert set(VALUES) == set(PRESET_FIELDS)
 
 
 @pytest.mark.parametrize("path", PRESET_FIELDS)
-def test_a_preset_holds_where_the_user_is_silent(path: str) -> None:
+def test_a_default_applies_to_a_field_the_user_leaves_out(path: str) -> None:
     """Every default of a profile takes effect, and changes no other field."""
     without, preset = effective(a_profile()), effective(a_profile(defaults=nested(path, VALUES[path])))
     assert preset.get(path) == VALUES[path] != without.get(path)
@@ -162,13 +162,13 @@ def test_a_preset_holds_where_the_user_is_silent(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", OTHERS)
-def test_a_users_field_wins_over_the_preset(path: str) -> None:
-    """Also where the user writes what would hold without any profile: it was written, so it is meant."""
+def test_a_users_field_overrides_the_default(path: str) -> None:
+    """Also with a value equal to the API default, because it is explicit."""
     profile = a_profile(defaults=nested(path, VALUES[path]))
     assert effective(profile, **nested(path, OTHERS[path]))[path] == OTHERS[path]
 
 
-def test_a_reference_a_list_and_a_map_are_one_field_each() -> None:
+def test_references_lists_and_maps_are_not_merged() -> None:
     """A user's Secret never gets the profile's key, a node selector none of the profile's labels."""
     defaults = {
         "publish": {"tokenSecretRef": {"name": "hub-write", "key": "write"}},
@@ -288,8 +288,8 @@ def test_a_reference_a_list_and_a_map_are_one_field_each() -> None:
         ),
     ],
 )
-def test_a_wish_beyond_a_limit_is_refused_with_its_name(limits: Any, parts: Any, words: str) -> None:
-    """The limit, what it allows, the field and what it asks for; and there is something to do for the user."""
+def test_a_value_beyond_a_limit_is_refused_with_its_name(limits: Any, parts: Any, words: str) -> None:
+    """The message has the limit, its value, the field and the requested value; the remedy is for the user."""
     error = refusal(a_profile(limits=limits), **parts)
     assert words in str(error)
     assert str(error).startswith("FineTuneProfile gold: ")
@@ -316,21 +316,21 @@ def test_a_wish_beyond_a_limit_is_refused_with_its_name(limits: Any, parts: Any,
         ({}, {"compute": {"gpus": 16, "trainerImage": "any"}, **of_train(resources={"limits": {"nvidia.com/gpu": 8}})}),
     ],
 )
-def test_a_wish_within_the_limits_is_granted(limits: Any, parts: Any) -> None:
-    """What is not limited may be anything; what is silent needs no entry in a list."""
+def test_a_value_within_the_limits_is_permitted(limits: Any, parts: Any) -> None:
+    """Fields without a limit accept anything, and omitted fields need no entry in a list."""
     effective(a_profile(limits=limits), **parts)
 
 
-def test_nodes_of_the_defaults_need_no_limit_of_their_own() -> None:
-    """A profile from before there were nodes allows one; with a default, it allows as many as that."""
+def test_the_default_number_of_nodes_needs_no_limit() -> None:
+    """A profile without nodes permits one; with a default, it permits that many."""
     profile = a_profile(defaults={"compute": {"nodes": 4}}, limits={"maxGpus": 8})
     assert effective(profile)["compute.nodes"] == 4
     assert effective(profile, compute={"nodes": 2})["compute.nodes"] == 2
     assert "limits.maxNodes allows 4" in str(refusal(profile, compute={"nodes": 5}))
 
 
-def test_limits_hold_where_the_user_is_silent() -> None:
-    """No default of the CRD and no default of the profile is a way around them."""
+def test_limits_apply_to_fields_the_user_leaves_out() -> None:
+    """Defaults of the CRD and of the profile do not bypass them."""
     assert effective(a_profile(limits={"maxGpuHours": "24"}))["maxGpuHours"] == "24"
     assert effective(a_profile(limits={"maxGpuHours": "24"}), maxGpuHours="")["maxGpuHours"] == "24"
     assert effective(a_profile(limits={"maxGpus": 0}))["compute.gpus"] == 0
@@ -339,23 +339,23 @@ def test_limits_hold_where_the_user_is_silent() -> None:
     assert effective(preset)["maxGpuHours"] == "8"
 
 
-def test_all_that_is_beyond_a_limit_is_told_at_once() -> None:
-    """Nobody finds out about one limit after the other."""
+def test_all_exceeded_limits_are_reported_at_once() -> None:
+    """Users do not discover limits one by one."""
     limits = {"maxGpus": 1, "trainerImages": [], "baseModels": ["meta-llama/*"]}
     message = str(refusal(a_profile(limits=limits), compute={"gpus": 2, "trainerImage": "mine"}))
     assert all(limit in message for limit in limits)
 
 
-def test_a_profile_that_breaks_its_own_limits_is_the_platforms_to_mend() -> None:
-    """The user wrote nothing that could be changed."""
+def test_a_profile_that_exceeds_its_own_limits_is_for_the_platform_team_to_fix() -> None:
+    """No field of the user is at fault."""
     profile = a_profile(defaults={"compute": {"trainerImage": "ours:1"}}, limits={"trainerImages": ["theirs:*"]})
     error = refusal(profile)
     assert error.reason is Reason.PROFILE_INVALID
     assert "of the profile itself, defaults.compute.trainerImage asks for ours:1" in str(error)
 
 
-def test_devices_and_the_hub_of_the_profile_are_allowed() -> None:
-    """What the platform team presets is what it allows."""
+def test_devices_and_hub_of_the_profile_are_permitted() -> None:
+    """Defaults of the platform team are permitted."""
     claims = [{"name": "gpu", "resourceClaimTemplateName": "h100"}]
     templates = of_train(resources={"limits": {"rdma/hca": 1}}, resourceClaims=claims)
     rdma = {**templates, "hub": {"endpoint": "https://hub.acme.example"}}
@@ -368,28 +368,28 @@ def test_devices_and_the_hub_of_the_profile_are_allowed() -> None:
 
 @pytest.mark.parametrize("value", ["{field}", "%s", "a\nb", "{0}"])
 def test_a_message_contains_the_value_unchanged(value: str) -> None:
-    """What a user writes is no template of ours."""
+    """A user's value is not used as a format string."""
     assert value in str(refusal(a_profile(limits={"trainerImages": []}), compute={"trainerImage": value}))
 
 
-def test_bounds_of_resources_are_limits_where_none_is_set() -> None:
-    """A container without a limit could use more than the bound. What a user set for another resource stays."""
+def test_resource_bounds_become_limits_where_none_is_set() -> None:
+    """A container without a limit could use more than the bound. Limits of the user for other resources stay."""
     profile = a_profile(limits={"maxResources": {"memory": "64Gi", "cpu": 8}})
     found = effective(profile, **of_train(resources={"limits": {"memory": "16Gi"}}))
     assert found["podTemplates.train.resources.limits"] == {"memory": "16Gi", "cpu": "8"}
     assert found["podTemplates.publish.resources.limits"] == {"memory": "64Gi", "cpu": "8"}
 
 
-def test_bounds_of_time_and_retries_hold_where_the_spec_is_silent() -> None:
-    """The API's own defaults of 8h and 3 retries are no way around them; shorter ones stay."""
+def test_time_and_retry_bounds_apply_to_omitted_fields() -> None:
+    """The API defaults of 8h and 3 retries do not bypass them. Lower values stay."""
     found = effective(a_profile(limits={"maxRuntime": "90m", "maxRetries": 1}))
     assert (found["maxRuntime"], found["retry.limit"]) == ("90m", 1)
     found = effective(a_profile(limits={"maxRuntime": "1d", "maxRetries": 9}))
     assert (found["maxRuntime"], found["retry.limit"]) == ("8h", 3)
 
 
-def test_what_the_profile_sets_needs_no_permission() -> None:
-    """The limit podTemplateFields is about what users write; its own defaults may set everything."""
+def test_defaults_of_the_profile_need_no_permission() -> None:
+    """The limit podTemplateFields is for fields of users; the profile's defaults may set all."""
     profile = a_profile(defaults=of_train(nodeSelector={"pool": "gpu"}), limits={"podTemplateFields": []})
     assert effective(profile)["podTemplates.train.nodeSelector"] == {"pool": "gpu"}
     assert "nodeSelector" in str(refusal(profile, **of_train(nodeSelector={})))
@@ -410,8 +410,8 @@ def test_what_the_profile_sets_needs_no_permission() -> None:
         ({"limits": {"baseModels": ["google/*"], "hubOrganizations": ["acme"], "maxResources": {"cpu": 1}}}, ""),
     ],
 )
-def test_a_profile_is_valid_or_says_which_field_is_not(spec: dict[str, Any], words: str) -> None:
-    """By itself, before any object uses it: its author reads it in the profile's status."""
+def test_an_invalid_profile_names_its_invalid_field(spec: dict[str, Any], words: str) -> None:
+    """Before any object uses it, in the profile's status."""
     body = {"metadata": a_finetune_body()["metadata"], "spec": spec}
     problem = problem_of(profile_of(body))
     assert problem.startswith(words)
@@ -419,12 +419,12 @@ def test_a_profile_is_valid_or_says_which_field_is_not(spec: dict[str, Any], wor
 
 
 def train_key(spec: FineTuneSpec) -> str:
-    """Return the key of what is trained on the same rows."""
+    """Return the key of train for the same rows."""
     return keys.train_key("prepared", spec)
 
 
-def test_the_same_whole_spec_has_the_same_keys_with_and_without_a_profile() -> None:
-    """What a platform team presets is never computed twice because a user had written it before."""
+def test_the_same_effective_spec_has_the_same_keys_with_and_without_a_profile() -> None:
+    """Moving a value from the user's spec to a profile recomputes nothing."""
     parts = {"workspace": {"uri": "s3://tunemill/team/"}, "evaluation": {"gates": []}, "compute": {"gpus": 2}}
     written, silent = parsed(a_spec(**parts)), parsed(a_spec(profile="gold"))
     whole = applied(silent, given(silent, a_profile(defaults=parts)))
@@ -451,8 +451,8 @@ def test_the_same_whole_spec_has_the_same_keys_with_and_without_a_profile() -> N
         ("", "team-b", [a_profile("all", default=True), a_profile("a", default=True, namespaces=["team-a"])], "all"),
     ],
 )
-def test_which_profile_holds(name: str, namespace: str, profiles: list[Profile], found: str | None) -> None:
-    """The named one; else the default one, of which one that lists the namespace comes first."""
+def test_which_profile_applies(name: str, namespace: str, profiles: list[Profile], found: str | None) -> None:
+    """The named one; else the default one, with precedence for a profile that lists the namespace."""
     profile = chosen(name, namespace, profiles)
     assert (profile.meta.name if profile else None) == found
 
@@ -479,16 +479,18 @@ def test_which_profile_holds(name: str, namespace: str, profiles: list[Profile],
         ("", [a_profile("gold", default=True, limits={"maxMoons": 1})], Reason.PROFILE_INVALID, "cannot read"),
     ],
 )
-def test_why_no_profile_can_be_had(name: str, profiles: list[Profile], reason: Reason, words: str) -> None:
-    """It is said what was asked for and what there is; nothing goes on as if there were no profile."""
+def test_a_missing_profile_is_reported_with_the_reason(
+    name: str, profiles: list[Profile], reason: Reason, words: str
+) -> None:
+    """With the requested name and the available profiles. The run does not continue without a profile."""
     with pytest.raises(RefusedError) as refused:
         chosen(name, "team-a", profiles)
     assert refused.value.reason is reason
     assert words in str(refused.value)
 
 
-def test_a_preset_that_makes_no_spec_is_told_as_the_profiles() -> None:
-    """A profile of a newer CRD than the operator's holds fields that it does not know."""
+def test_a_default_that_makes_the_spec_invalid_is_reported_as_the_profiles_fault() -> None:
+    """A profile of a CRD newer than the operator has unknown fields."""
     body = a_finetune_body()
     profile = a_profile(default=True, defaults={"compute": {"gpus": "many"}})
     finetune = finetune_of(body)
@@ -514,10 +516,10 @@ HUB = "https://hub.acme.example"
         (HUB, (), {"defaults": {"maxRuntime": "1h"}}, False),
     ],
 )
-def test_tokens_go_to_hubs_that_the_platform_names(
+def test_tokens_are_sent_only_to_hubs_listed_by_the_platform(
     endpoint: str, hubs: tuple[str, ...] | None, spec: dict[str, Any] | None, allowed: bool
 ) -> None:
-    """A token of any Secret of the namespace would be sent as a bearer token; such a run does not begin."""
+    """A token in any Secret of the namespace would be sent as a bearer token; such a run does not start."""
     finetune = finetune_of(a_finetune_body(hub={"endpoint": endpoint}))
     assert finetune.spec
     profiles = [] if spec is None else [a_profile(default=True, **spec)]
@@ -529,8 +531,8 @@ def test_tokens_go_to_hubs_that_the_platform_names(
     assert refused.value.reason is Reason.LIMIT_EXCEEDED
 
 
-def test_a_run_that_has_begun_goes_on_with_its_hub() -> None:
-    """An upgrade of the operator interrupts nothing: the next edit is refused, and the object says so."""
+def test_a_started_run_keeps_its_hub() -> None:
+    """An upgrade of the operator interrupts nothing. The next edit is refused, and the status says so."""
     world = World(hub={"endpoint": HUB})
     world.settle()
     assert labels(world) == ["prepare"]
@@ -540,8 +542,8 @@ def test_a_run_that_has_begun_goes_on_with_its_hub() -> None:
     assert terms.spec.hub.endpoint == HUB
 
 
-def test_keyless_signing_needs_the_platform_team() -> None:
-    """Public Sigstore would show the names of the cluster for ever. A run that has begun is not stopped."""
+def test_keyless_signing_must_be_enabled_by_the_platform_team() -> None:
+    """Public Sigstore would publish the names of the cluster. A started run is not stopped."""
     keyless = {"publish": {"repository": "acme/tools", "signing": {"keyless": True}}}
     finetune = finetune_of(a_finetune_body(**keyless))
     assert finetune.spec
@@ -562,8 +564,8 @@ def test_keyless_signing_needs_the_platform_team() -> None:
     assert "spec.publish.signing.keyless is true" in condition(world, "Stalled").message
 
 
-def test_the_sample_allows_the_object_beside_it() -> None:
-    """What a platform team copies fits together, and leaves three lines to its users."""
+def test_the_sample_profile_permits_its_sample_object() -> None:
+    """The two samples fit together, and the object has three lines."""
     profile, finetune = yaml.safe_load_all(SAMPLE.read_text())
     spec = parsed(finetune["spec"])
     found = chosen(spec.profile, finetune["metadata"]["namespace"], [a_profile("team-gpus", **profile["spec"])])
@@ -603,8 +605,8 @@ def a_training_world(**profile: Any) -> World:
     return world
 
 
-def test_a_refused_wish_is_stalled_before_any_job_is_made_and_goes_on_once_it_is_allowed() -> None:
-    """Nobody pays for what is refused, and nobody has to touch the object when the limit is raised."""
+def test_a_refused_spec_is_stalled_without_a_job_until_it_is_permitted() -> None:
+    """It costs no GPU time, and needs no edit when the limit is raised."""
     world = World(compute={"gpus": 8})
     with_profile(world, limits={"maxGpus": 4})
     world.settle()
@@ -620,8 +622,8 @@ def test_a_refused_wish_is_stalled_before_any_job_is_made_and_goes_on_once_it_is
     assert condition(world, "Stalled").status == "False"
 
 
-def test_a_changed_profile_does_not_disturb_what_runs_and_says_what_it_would_change() -> None:
-    """The run keeps its GPUs, also under an operator that has just begun; describe names the fields."""
+def test_a_changed_profile_does_not_affect_a_running_object_but_is_reported() -> None:
+    """The run keeps its GPUs, also after a restart of the operator; describe lists the changed fields."""
     world = a_training_world(defaults={"compute": {"gpus": 4}, "maxRuntime": "2h"})
     assert gpus_of(world) == "4"
     assert condition(world, "ProfileCurrent").message == "FineTuneProfile gold sets spec.compute.gpus, spec.maxRuntime"
@@ -643,8 +645,8 @@ def test_a_changed_profile_does_not_disturb_what_runs_and_says_what_it_would_cha
 
 
 @pytest.mark.parametrize("take", ["edit", "request"])
-def test_an_edit_or_a_request_takes_the_profile_as_it_is_now(take: str) -> None:
-    """These are the two ways to say that one wants it."""
+def test_an_edit_or_a_request_uses_the_current_profile(take: str) -> None:
+    """Both start a new run."""
     world = a_training_world(defaults={"compute": {"gpus": 4}})
     with_profile(world, defaults={"compute": {"gpus": 2}})
     world.settle()
@@ -659,7 +661,7 @@ def test_an_edit_or_a_request_takes_the_profile_as_it_is_now(take: str) -> None:
     assert condition(world, "ProfileCurrent").status == "True"
 
 
-def test_the_next_look_of_a_schedule_takes_the_profile_as_it_is_now() -> None:
+def test_a_scheduled_run_uses_the_current_profile() -> None:
     """A nightly run is a new run."""
     world = World(retrain={"schedule": "0 2 * * *"})
     with_profile(world, defaults={"maxRuntime": "2h"})
@@ -675,8 +677,8 @@ def test_the_next_look_of_a_schedule_takes_the_profile_as_it_is_now() -> None:
     assert world.status.profile.fields == {"maxRuntime": "3h"}
 
 
-def test_a_deleted_profile_stays_with_the_run_that_began_with_it() -> None:
-    """Nothing breaks; what comes is said."""
+def test_a_run_keeps_its_profile_after_the_profile_is_deleted() -> None:
+    """The run continues, and the status shows what changes for the next one."""
     world = a_training_world(defaults={"compute": {"gpus": 4}})
     world.profiles = ()
     world.settle()
@@ -687,7 +689,7 @@ def test_a_deleted_profile_stays_with_the_run_that_began_with_it() -> None:
     assert world.status.profile.name == "gold"
 
 
-def test_a_named_profile_that_is_deleted_is_missed_by_the_next_run_only() -> None:
+def test_deleting_a_named_profile_affects_the_next_run_only() -> None:
     """The run completes. The next one would be rejected, and the status already shows this."""
     world = World(profile="gold")
     world.profiles = (a_profile("gold", defaults={"maxRuntime": "2h"}),)
@@ -703,8 +705,8 @@ def test_a_named_profile_that_is_deleted_is_missed_by_the_next_run_only() -> Non
     assert condition(world, "Stalled").reason == "ProfileNotFound"
 
 
-def test_a_tighter_limit_is_told_to_what_runs_and_stops_nothing() -> None:
-    """The platform team sees in describe who is beyond its new limit."""
+def test_a_lower_limit_is_reported_and_stops_no_run() -> None:
+    """Describe shows which runs exceed the new limit."""
     world = a_training_world(defaults={"compute": {"gpus": 4}})
     world.edit(compute={"gpus": 8})
     world.settle()
@@ -717,8 +719,8 @@ def test_a_tighter_limit_is_told_to_what_runs_and_stops_nothing() -> None:
     assert "limits.maxGpus allows 4, spec.compute.gpus asks for 8" in condition(world, "ProfileCurrent").message
 
 
-def test_a_run_that_began_without_a_profile_keeps_on_without_one() -> None:
-    """Also a first profile of the cluster disturbs nothing."""
+def test_a_run_started_without_a_profile_continues_without_one() -> None:
+    """The first profile of the cluster does not affect it."""
     world = a_world_at(Stage.TRAIN)
     world.reconcile()
     assert "ProfileCurrent" not in {each.type for each in world.status.conditions}
@@ -731,7 +733,7 @@ def test_a_run_that_began_without_a_profile_keeps_on_without_one() -> None:
 
 
 def test_a_finished_object_stays_ready_when_its_profile_changes() -> None:
-    """A gate that a platform team raises takes back nothing that was published."""
+    """Raising a gate of the profile does not unpublish a model."""
     world = a_finished_world()
     created = list(world.created)
     with_profile(world, defaults={"evaluation": {"gates": [{"metric": "exact_match", "min": "1"}]}})
@@ -741,8 +743,8 @@ def test_a_finished_object_stays_ready_when_its_profile_changes() -> None:
     assert "spec.evaluation.gates" in condition(world, "ProfileCurrent").message
 
 
-def test_an_edit_that_is_refused_stops_what_runs() -> None:
-    """Otherwise it would go on without deadline and GPU hours: the way around every limit."""
+def test_a_refused_edit_stops_the_running_job() -> None:
+    """Otherwise it would continue without deadline and GPU hours, and bypass every limit."""
     world = a_training_world(limits={"maxGpus": 4})
     world.edit(compute={"gpus": 8})
     decided = world.reconcile()
@@ -759,8 +761,8 @@ def test_an_edit_that_is_refused_stops_what_runs() -> None:
     assert gpus_of(world) == "2"
 
 
-def test_nothing_is_written_while_a_profile_stays_as_it_is() -> None:
-    """Neither for an object that has it nor for one that it refuses; also with fields sorted by an API server."""
+def test_an_unchanged_profile_causes_no_writes() -> None:
+    """For permitted and refused objects, also with fields reordered by the API server."""
     for parts in ({}, {"compute": {"gpus": 8}}):
         world = World(**parts)
         with_profile(
@@ -776,8 +778,8 @@ def test_nothing_is_written_while_a_profile_stays_as_it_is() -> None:
         assert world.status_writes == writes
 
 
-def test_two_default_profiles_stall_by_name_what_has_not_begun() -> None:
-    """Whichever were taken would be a guess about what is allowed; what runs goes on."""
+def test_two_default_profiles_stall_objects_that_have_not_started() -> None:
+    """Neither is chosen, and both are named. Running objects continue."""
     running, fresh = a_training_world(), World()
     for world in (running, fresh):
         world.profiles = (a_profile("gold", default=True), a_profile("silver", default=True))
@@ -789,7 +791,7 @@ def test_two_default_profiles_stall_by_name_what_has_not_begun() -> None:
 
 
 def test_a_workspace_can_come_from_the_profile() -> None:
-    """Data on the Hub has no bucket; what is missing is a clear word, and goes on once it is given."""
+    """Data on the Hub has no bucket: a missing workspace is reported, and the run starts once it is set."""
     world = World(dataset={"uri": "hf://acme/calls"})
     world.settle()
     assert condition(world, "Stalled").reason == "InvalidSpec"
@@ -799,8 +801,8 @@ def test_a_workspace_can_come_from_the_profile() -> None:
     assert labels(world) == ["prepare"]
 
 
-def test_a_tracker_of_the_profile_is_allowed_beside_its_limits() -> None:
-    """Its server and its Secret are in no list; a user's own tracker is not allowed."""
+def test_a_tracker_of_the_profile_is_always_permitted() -> None:
+    """Its server and its Secret need no entry in a list; a user's own tracker is refused."""
     profile = a_profile(defaults={"tracking": VALUES["tracking"]}, limits={"maxGpus": 1, "secrets": ["s3"]})
     assert effective(profile)["tracking"] == VALUES["tracking"]
     error = refusal(profile, tracking={"mlflow": {"uri": "https://elsewhere.example"}})

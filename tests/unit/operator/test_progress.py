@@ -1,4 +1,4 @@
-"""Who may report progress, and how often it is written."""
+"""Who may report progress, and how reports are stored."""
 
 import asyncio
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Jump = Callable[..., Any]
 
 
 class Reviewer:
-    """Judges every token as the test says, and counts."""
+    """Responds to every token review as the test says, and counts."""
 
     def __init__(self, **status: Any) -> None:
         self.status = {
@@ -51,7 +51,7 @@ class Reviewer:
 
 
 class Pods:
-    """Knows one pod."""
+    """Returns one pod."""
 
     def __init__(self, phase: str = "Running", **metadata: Any) -> None:
         body = {
@@ -70,7 +70,7 @@ class Pods:
 
 
 def test_the_running_pod_of_the_object_may_report(jump: Jump) -> None:
-    """By the pod's uid in the token."""
+    """Identified by the pod uid in the token."""
     assert jump(ReportAuthenticator(Reviewer(), Pods()).pod_of("Bearer token", KEY, CLIENT)) == "pod"
 
 
@@ -86,15 +86,15 @@ def test_the_running_pod_of_the_object_may_report(jump: Jump) -> None:
         {"user": {"extra": {POD_UID: ["pod", "other"]}}},
     ],
 )
-def test_a_token_that_is_not_of_a_pod_for_this_purpose_is_refused(jump: Jump, status: dict[str, Any]) -> None:
-    """Whatever the API server leaves out or adds."""
+def test_a_token_without_pod_or_audience_is_refused(jump: Jump, status: dict[str, Any]) -> None:
+    """Whatever the API server omits or adds."""
     with pytest.raises(NotAuthenticatedError):
         jump(ReportAuthenticator(Reviewer(**status), Pods()).pod_of("Bearer token", KEY, CLIENT))
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic dXNlcg==", "token"])
-def test_without_a_bearer_token_the_api_server_is_not_even_asked(jump: Jump, header: str) -> None:
-    """A request costs nothing."""
+def test_without_a_bearer_token_no_review_is_requested(jump: Jump, header: str) -> None:
+    """The request is refused at once."""
     reviewer = Reviewer()
     with pytest.raises(NotAuthenticatedError):
         jump(ReportAuthenticator(reviewer, Pods()).pod_of(header, KEY, CLIENT))
@@ -112,16 +112,16 @@ def test_without_a_bearer_token_the_api_server_is_not_even_asked(jump: Jump, hea
         (Pods(uid="another"), KEY),
     ],
 )
-def test_a_pod_may_report_about_its_own_object_while_it_works(jump: Jump, pods: Pods, key: tuple[str, str]) -> None:
-    """Not about others, not afterwards, not on its way out."""
+def test_a_pod_may_report_about_its_own_object_while_it_runs(jump: Jump, pods: Pods, key: tuple[str, str]) -> None:
+    """Not about others, not after its end, not while it terminates."""
     if pods.pod.meta.uid == "another":
         pods.get = lambda uid: None  # type: ignore[method-assign]
     with pytest.raises(NotAllowedError):
         jump(ReportAuthenticator(Reviewer(), pods).pod_of("Bearer token", key, CLIENT))
 
 
-def test_a_judgement_is_remembered_for_a_minute(jump: Jump) -> None:
-    """A stage reports every few seconds; a revoked token is refused soon all the same."""
+def test_a_token_review_is_cached_for_a_minute(jump: Jump) -> None:
+    """A stage reports every few seconds; a revoked token is still refused soon."""
 
     async def story() -> None:
         reviewer = Reviewer()
@@ -137,8 +137,8 @@ def test_a_judgement_is_remembered_for_a_minute(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_flood_of_forged_tokens_does_not_flood_the_api_server(jump: Jump) -> None:
-    """A few reviews at a time."""
+def test_forged_tokens_do_not_flood_the_api_server(jump: Jump) -> None:
+    """Concurrent reviews are limited."""
 
     async def story() -> None:
         reviewer = Reviewer(authenticated=False)
@@ -159,11 +159,11 @@ class Queue:
 
 
 def a_report(percent: int, said: datetime | None = None) -> ProgressReport:
-    """Return a report, with the time that the pod's clock shows."""
+    """Return a report with the time of the pod's clock."""
     return ProgressReport(trainer_status=TrainerStatus(progress_percentage=percent, last_updated_time=said))
 
 
-def test_the_time_of_a_report_is_when_it_arrived(jump: Jump) -> None:
+def test_the_time_of_a_report_is_its_arrival(jump: Jump) -> None:
     """A pod's clock may be wrong by hours."""
 
     async def story() -> None:
@@ -176,8 +176,8 @@ def test_the_time_of_a_report_is_when_it_arrived(jump: Jump) -> None:
     jump(story())
 
 
-def test_the_newest_report_is_known_at_once(jump: Jump) -> None:
-    """Whether a stage is silent does not depend on when its progress is written."""
+def test_the_newest_report_is_available_at_once(jump: Jump) -> None:
+    """The stall timeout does not depend on when progress is written."""
 
     async def story() -> None:
         board = Board(Queue())
@@ -190,8 +190,8 @@ def test_the_newest_report_is_known_at_once(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_deleted_object_leaves_nothing_behind(jump: Jump) -> None:
-    """The board does not grow with every object there ever was."""
+def test_reports_of_a_deleted_object_are_removed(jump: Jump) -> None:
+    """The board does not grow with deleted objects."""
 
     async def story() -> None:
         board = Board(Queue(), Pace(per_second=1))

@@ -1,4 +1,4 @@
-"""How often statuses are written for progress, with the real board, queue and reconciler. Time jumps."""
+"""How often progress is written to statuses, with the real board, queue and reconciler. Time is simulated."""
 
 import asyncio
 import contextlib
@@ -33,14 +33,14 @@ FEWER_PACE = Pace(seconds=10, per_second=2)
 
 
 class Silent:
-    """Counts nothing."""
+    """A metric that ignores everything."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
 
 
 class Fleet:
-    """An operator with trainings at work, and an API server that takes its time for each status."""
+    """An operator with running trainings, and an API server with a delay for each status."""
 
     def __init__(self, trainings: int, pace: Pace | None = None, *, answer_seconds: float = 0.02) -> None:
         self.writes: list[tuple[float, str, Json]] = []
@@ -67,7 +67,7 @@ class Fleet:
 
     @contextlib.asynccontextmanager
     async def training(self) -> AsyncIterator[None]:
-        """Bring all objects to their training, and let the workers go on while the context lasts."""
+        """Bring all objects to training, and run the workers while the context lasts."""
         for name in self.names:
             self._bodies[name] = a_finetune_body(name)
             self.cache.finetunes.put(self._bodies[name])
@@ -92,7 +92,7 @@ class Fleet:
         self.board.post(("team-a", name), f"uid-of-{name}-train", ProgressReport(trainer_status=status), now)
 
     def fail(self, name: str) -> None:
-        """End the pod of a training: its memory was not enough."""
+        """End the pod of a training with an OOM kill."""
         ended = {"exitCode": 137, "reason": "OOMKilled", **_ended("")} | {"exitCode": 137}
         self._play(name, Stage.TRAIN, {"terminated": ended}, "Failed")
         self.queue.add(("team-a", name))
@@ -170,8 +170,8 @@ def _ended(message: str) -> Json:
     return {"exitCode": 0, "message": message, "startedAt": text(_long_ago()), "finishedAt": text(_long_ago())}
 
 
-def test_trainings_that_all_report_at_once_are_written_one_after_the_other(jump: Jump) -> None:
-    """Three hundred reports: at most ten writes a second, every object once, each with its newest report."""
+def test_simultaneous_reports_are_written_at_a_limited_rate(jump: Jump) -> None:
+    """300 reports: at most ten writes a second, each object once, with its newest report."""
 
     async def story() -> None:
         fleet = Fleet(TRAININGS)
@@ -188,8 +188,8 @@ def test_trainings_that_all_report_at_once_are_written_one_after_the_other(jump:
     jump(story())
 
 
-def test_the_limit_delays_all_objects_alike(jump: Jump) -> None:
-    """Trainings that report every second are each written every thirty seconds, with their newest report."""
+def test_the_rate_limit_delays_all_objects_equally(jump: Jump) -> None:
+    """With a report every second, each object is written every 30 seconds with its newest report."""
 
     async def story() -> None:
         fleet = Fleet(FEWER, FEWER_PACE)
@@ -213,8 +213,8 @@ def test_the_limit_delays_all_objects_alike(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_few_objects_are_written_every_so_many_seconds(jump: Jump) -> None:
-    """The first report at once; then the limit for one object is what counts."""
+def test_a_few_objects_are_written_at_the_interval_per_object(jump: Jump) -> None:
+    """The first report is written at once."""
 
     async def story() -> None:
         fleet = Fleet(2, Pace(seconds=10, per_second=10))
@@ -230,8 +230,8 @@ def test_a_few_objects_are_written_every_so_many_seconds(jump: Jump) -> None:
     jump(story())
 
 
-def test_what_looks_at_an_object_for_another_reason_writes_no_progress(jump: Jump) -> None:
-    """A resync looks at every object at once, an event of a Job at one: the limit holds, and nothing is lost by it."""
+def test_other_reconciles_do_not_write_progress(jump: Jump) -> None:
+    """The limit also applies to resyncs and Job events, and no report is lost."""
 
     async def story() -> None:
         fleet = Fleet(FEWER, FEWER_PACE)
@@ -249,8 +249,8 @@ def test_what_looks_at_an_object_for_another_reason_writes_no_progress(jump: Jum
     jump(story())
 
 
-def test_gpu_time_alone_waits_for_its_turn_as_well(jump: Jump) -> None:
-    """It grows by the minute for every object: a resync would write them all at once. It needs no report."""
+def test_gpu_time_is_written_at_the_same_limited_rate(jump: Jump) -> None:
+    """It grows every minute for every object, and a resync would write all at once."""
 
     async def story() -> None:
         fleet = Fleet(FEWER, FEWER_PACE)
@@ -291,8 +291,8 @@ def test_a_failure_is_written_at_once(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_slow_api_server_does_not_get_all_the_writes_that_it_was_late_for(jump: Jump) -> None:
-    """Turns do not pile up while it answers nothing: afterwards there are still fewer than twenty writes a second."""
+def test_writes_do_not_accumulate_while_the_api_server_is_slow(jump: Jump) -> None:
+    """After an outage there are still fewer than twenty writes a second."""
 
     async def story() -> None:
         fleet = Fleet(TRAININGS, answer_seconds=8.0)
@@ -308,8 +308,8 @@ def test_a_slow_api_server_does_not_get_all_the_writes_that_it_was_late_for(jump
     jump(story())
 
 
-def test_a_write_that_fails_is_tried_again_in_a_later_turn(jump: Jump) -> None:
-    """Failures do not let an object past the limit, and do not lose its turn for good."""
+def test_a_failed_progress_write_is_retried_within_the_rate_limit(jump: Jump) -> None:
+    """The object does not lose its turn."""
 
     async def story() -> None:
         fleet = Fleet(1)
@@ -334,8 +334,8 @@ def test_a_write_that_fails_is_tried_again_in_a_later_turn(jump: Jump) -> None:
     jump(story())
 
 
-def test_an_object_that_is_gone_waits_no_more(jump: Jump) -> None:
-    """One of the same name begins anew."""
+def test_a_deleted_object_leaves_the_write_queue(jump: Jump) -> None:
+    """A new object of the same name starts over."""
 
     async def story() -> None:
         ready: list[Key] = []

@@ -1,4 +1,4 @@
-"""How decisions are carried out: in this order, and from whatever answer the API server gives."""
+"""How decisions are executed: the order of requests, and every possible response of the API server."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -34,14 +34,14 @@ KEY = ("team-a", "support")
 
 
 class Counter:
-    """Counts nothing."""
+    """A metric that ignores everything."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
 
 
 class Client:
-    """An API server that keeps Jobs and the status of one object, and fails where a test says so."""
+    """An API server that stores Jobs and the status of one object, and fails where a test says so."""
 
     def __init__(self) -> None:
         self.version = 100
@@ -103,7 +103,7 @@ class Client:
         return None
 
     async def check_discovered(self, resource: Resource) -> None:
-        """Name every kind."""
+        """List every kind."""
         self._answer(f"discover {resource.plural}")
 
     async def pages(self, resource: Resource, namespace: str | None) -> Any:
@@ -124,7 +124,7 @@ class Client:
 
 
 class Operation:
-    """A reconciler and all that it works with."""
+    """A reconciler with its dependencies."""
 
     def __init__(self) -> None:
         self.client = Client()
@@ -145,7 +145,7 @@ class Operation:
 
     @property
     def status(self) -> Json:
-        """The status that was written last."""
+        """The last written status."""
         status: Json = self.client.finetune.get("status", {})
         return status
 
@@ -155,7 +155,7 @@ class Operation:
 
 
 def test_a_job_is_created_before_the_status_is_written(jump: Jump) -> None:
-    """And the answers are taken in, so that the next look does neither again."""
+    """The cache has both responses, so the next reconcile repeats neither."""
 
     async def story() -> None:
         operation = Operation()
@@ -168,8 +168,8 @@ def test_a_job_is_created_before_the_status_is_written(jump: Jump) -> None:
     jump(story())
 
 
-def test_while_new_objects_wait_for_their_jobs_statuses_are_written_later(jump: Jump) -> None:
-    """A burst of objects gets its Jobs first; their statuses are written when no new object is waiting."""
+def test_jobs_of_new_objects_are_created_before_statuses_are_written(jump: Jump) -> None:
+    """In a burst, statuses are written when no new object is waiting."""
 
     async def story() -> None:
         operation = Operation()
@@ -190,8 +190,8 @@ def test_while_new_objects_wait_for_their_jobs_statuses_are_written_later(jump: 
     jump(story())
 
 
-def test_a_report_that_no_watch_has_brought_is_fetched_before_a_stage_is_done_again(jump: Jump) -> None:
-    """Its watch has died, or lags: the Job is seen to be complete, and of its pod nothing."""
+def test_a_report_missed_by_the_watch_is_fetched_before_a_rerun(jump: Jump) -> None:
+    """The watch is broken or slow: the Job is complete, but its pod has not been observed."""
 
     async def story() -> None:
         operation = Operation()
@@ -211,7 +211,7 @@ def test_a_report_that_no_watch_has_brought_is_fetched_before_a_stage_is_done_ag
 
 
 def a_pod_of(job: Json, message: str) -> Json:
-    """Return a pod of this Job that has ended well."""
+    """Return a succeeded pod of this Job."""
     metadata = job["metadata"]
     times = {"startedAt": "2026-11-21T12:00:00Z", "finishedAt": "2026-11-21T12:00:00Z"}
     ended = {"exitCode": 0, "message": message, **times}
@@ -232,8 +232,8 @@ def a_pod_of(job: Json, message: str) -> Json:
     }
 
 
-def test_events_follow_the_status_and_only_if_it_was_written(jump: Jump) -> None:
-    """What was not persisted is not announced."""
+def test_events_are_recorded_only_after_the_status_was_written(jump: Jump) -> None:
+    """A status that was not persisted is not announced."""
 
     async def story() -> None:
         operation = Operation()
@@ -249,8 +249,8 @@ def test_events_follow_the_status_and_only_if_it_was_written(jump: Jump) -> None
     jump(story())
 
 
-def test_a_refused_job_becomes_a_failure_in_the_same_look(jump: Jump) -> None:
-    """The API server's words arrive in the status."""
+def test_a_rejected_job_is_reported_in_the_same_reconcile(jump: Jump) -> None:
+    """The status has the message of the API server."""
 
     async def story() -> None:
         operation = Operation()
@@ -262,8 +262,8 @@ def test_a_refused_job_becomes_a_failure_in_the_same_look(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_job_that_exists_and_is_ours_is_taken_in(jump: Jump) -> None:
-    """The operator was killed after it had created the Job, and the cache has not seen it yet."""
+def test_an_existing_job_of_the_object_is_adopted(jump: Jump) -> None:
+    """The operator was killed after creating it, and the cache has not observed it yet."""
 
     async def story() -> None:
         first = Operation()
@@ -278,8 +278,8 @@ def test_a_job_that_exists_and_is_ours_is_taken_in(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_job_that_exists_and_is_not_ours_is_a_conflict(jump: Jump) -> None:
-    """It is not touched."""
+def test_an_existing_job_of_another_owner_is_a_conflict(jump: Jump) -> None:
+    """It is not modified."""
 
     async def story() -> None:
         operation = Operation()
@@ -296,8 +296,8 @@ def test_a_job_that_exists_and_is_not_ours_is_a_conflict(jump: Jump) -> None:
     jump(story())
 
 
-def test_an_api_server_that_is_away_leaves_the_status_alone(jump: Jump) -> None:
-    """It is no failure of the run; the queue tries again."""
+def test_an_unavailable_api_server_changes_no_status(jump: Jump) -> None:
+    """The run has not failed; the queue retries."""
 
     async def story() -> None:
         operation = Operation()
@@ -309,8 +309,8 @@ def test_an_api_server_that_is_away_leaves_the_status_alone(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_webhook_that_does_not_answer_is_told_and_tried_again(jump: Jump) -> None:
-    """The API server itself is there: the status names the webhook that does not respond."""
+def test_a_webhook_without_a_response_is_reported_and_retried(jump: Jump) -> None:
+    """The API server itself is available: the status names the webhook."""
 
     async def story() -> None:
         operation = Operation()
@@ -328,10 +328,8 @@ def test_a_webhook_that_does_not_answer_is_told_and_tried_again(jump: Jump) -> N
     jump(story())
 
 
-def test_a_crd_that_is_older_than_the_operator_costs_only_the_fields_that_it_lacks(
-    jump: Jump, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Server-side apply refuses the whole status for one of them, and does not always name all at once."""
+def test_an_older_crd_loses_only_the_fields_it_lacks(jump: Jump, caplog: pytest.LogCaptureFixture) -> None:
+    """Server-side apply rejects the whole status for one unknown field, and may not name all at once."""
 
     async def story() -> None:
         operation = Operation()
@@ -353,7 +351,7 @@ def test_a_crd_that_is_older_than_the_operator_costs_only_the_fields_that_it_lac
     jump(story())
 
 
-def test_an_apply_that_fails_for_another_reason_is_tried_again_later(jump: Jump) -> None:
+def test_an_apply_rejected_for_another_reason_is_retried(jump: Jump) -> None:
     """Whatever the message says about fields that are not in the status."""
 
     async def story() -> None:
@@ -365,8 +363,8 @@ def test_an_apply_that_fails_for_another_reason_is_tried_again_later(jump: Jump)
     jump(story())
 
 
-def test_what_kueue_says_is_asked_for_and_may_be_refused(jump: Jump, caplog: pytest.LogCaptureFixture) -> None:
-    """A Role from before there were queues costs what would have been said, not the run."""
+def test_workloads_are_requested_and_may_be_forbidden(jump: Jump, caplog: pytest.LogCaptureFixture) -> None:
+    """An outdated Role loses the reason for waiting, not the run."""
 
     async def story() -> None:
         operation = Operation()
@@ -385,8 +383,8 @@ def test_what_kueue_says_is_asked_for_and_may_be_refused(jump: Jump, caplog: pyt
     jump(story())
 
 
-def test_a_namespace_that_is_going_away_is_no_failure(jump: Jump) -> None:
-    """The object goes with it."""
+def test_a_terminating_namespace_is_no_failure_of_the_run(jump: Jump) -> None:
+    """The object is deleted with it."""
 
     async def story() -> None:
         operation = Operation()
@@ -398,8 +396,8 @@ def test_a_namespace_that_is_going_away_is_no_failure(jump: Jump) -> None:
 
 
 @pytest.mark.parametrize("error", [NotFoundError("gone", 404), ConflictError("another uid", 409)])
-def test_a_job_that_is_gone_already_need_not_be_deleted(jump: Jump, error: KubeError) -> None:
-    """The cache learns of it at once."""
+def test_deleting_a_missing_job_succeeds(jump: Jump, error: KubeError) -> None:
+    """It is removed from the cache at once."""
 
     async def story() -> None:
         operation = Operation()
@@ -416,7 +414,7 @@ def test_a_job_that_is_gone_already_need_not_be_deleted(jump: Jump, error: KubeE
 
 
 def test_a_deleted_object_is_forgotten(jump: Jump) -> None:
-    """Nothing is asked of the API server."""
+    """No request is sent."""
 
     async def story() -> None:
         operation = Operation()
@@ -427,8 +425,8 @@ def test_a_deleted_object_is_forgotten(jump: Jump) -> None:
     jump(story())
 
 
-def test_an_event_that_cannot_be_recorded_stops_nothing(jump: Jump) -> None:
-    """Events are for people."""
+def test_a_failed_event_does_not_stop_a_reconcile(jump: Jump) -> None:
+    """Events are informational."""
 
     async def story() -> None:
         operation = Operation()
@@ -440,8 +438,8 @@ def test_an_event_that_cannot_be_recorded_stops_nothing(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_resync_finds_what_the_watches_have_missed(jump: Jump) -> None:
-    """A Job that vanished in a gap would be waited for for ever."""
+def test_a_resync_finds_changes_missed_by_the_watches(jump: Jump) -> None:
+    """Otherwise the operator would wait forever for a Job that was deleted during an interruption."""
 
     async def story() -> None:
         operation = Operation()
@@ -466,8 +464,8 @@ def test_a_resync_finds_what_the_watches_have_missed(jump: Jump) -> None:
     jump(story())
 
 
-def test_what_vanished_before_a_watch_was_taken_up_is_found_at_once(jump: Jump) -> None:
-    """The watch's own list does not tell of it; the next comparison of the period is minutes away."""
+def test_objects_deleted_before_a_watch_started_are_found_at_once(jump: Jump) -> None:
+    """The watch's initial list does not contain them, and the next periodic resync is minutes away."""
 
     async def story() -> None:
         operation = Operation()
@@ -489,8 +487,8 @@ def test_what_vanished_before_a_watch_was_taken_up_is_found_at_once(jump: Jump) 
     jump(story())
 
 
-def test_a_watch_that_is_taken_up_anew_has_nobody_look_at_what_is_as_it_was(jump: Jump) -> None:
-    """Among ten thousand objects that would be ten thousand looks; once a period there are as many."""
+def test_a_restarted_watch_does_not_requeue_unchanged_objects(jump: Jump) -> None:
+    """Ten thousand objects would be reconciled. The periodic resync does that."""
 
     async def story() -> None:
         operation = Operation()
@@ -519,10 +517,10 @@ def test_a_watch_that_is_taken_up_anew_has_nobody_look_at_what_is_as_it_was(jump
         (UnavailableError("connection refused"), "does not respond"),
     ],
 )
-def test_what_is_missing_at_the_start_is_said_once_and_waited_for(
+def test_a_crd_missing_at_startup_is_logged_once_and_awaited(
     jump: Jump, caplog: pytest.LogCaptureFixture, error: KubeError, words: str
 ) -> None:
-    """No crash loop, and no flood of the same line."""
+    """No crash loop, and no repeated log line."""
 
     async def story() -> None:
         operation = Operation()
@@ -541,8 +539,10 @@ def test_what_is_missing_at_the_start_is_said_once_and_waited_for(
     assert [words in record.message for record in caplog.records] == [True]
 
 
-def test_a_cluster_without_profiles_is_served_until_it_has_some(jump: Jump, caplog: pytest.LogCaptureFixture) -> None:
-    """CRDs that are older than the operator cost nothing but the profiles; once theirs has come, a process begins."""
+def test_without_the_profile_crd_objects_are_served_until_it_is_installed(
+    jump: Jump, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With older CRDs only profiles are unavailable. Once theirs is installed, the process restarts."""
 
     async def story() -> None:
         operation = Operation()
@@ -560,8 +560,8 @@ def test_a_cluster_without_profiles_is_served_until_it_has_some(jump: Jump, capl
     assert "the CRD of FineTuneProfile is not installed" in caplog.text
 
 
-def test_a_crd_that_goes_before_its_watch_begins_is_noticed_within_seconds(jump: Jump) -> None:
-    """The watch would never begin, and nobody would ever hear of it."""
+def test_a_crd_deleted_before_its_watch_starts_is_detected_within_seconds(jump: Jump) -> None:
+    """Otherwise the watch would never start, without any message."""
 
     async def story() -> None:
         operation = Operation()
@@ -577,8 +577,8 @@ def test_a_crd_that_goes_before_its_watch_begins_is_noticed_within_seconds(jump:
     jump(story())
 
 
-def test_an_operator_that_is_to_do_without_profiles_asks_for_none(jump: Jump) -> None:
-    """It needs no right that reaches beyond its namespaces."""
+def test_an_operator_with_profiles_disabled_requests_none(jump: Jump) -> None:
+    """It needs no permission beyond its namespaces."""
 
     async def story() -> None:
         operation = Operation()
@@ -591,8 +591,8 @@ def test_an_operator_that_is_to_do_without_profiles_asks_for_none(jump: Jump) ->
     jump(story())
 
 
-def test_a_defect_that_one_object_brings_out_stops_no_other(jump: Jump) -> None:
-    """It is logged and tried again, later and later."""
+def test_an_internal_error_for_one_object_does_not_affect_others(jump: Jump) -> None:
+    """It is logged and retried with backoff."""
 
     async def story() -> None:
         queue = WorkQueue(Counter())
@@ -615,8 +615,8 @@ def test_a_defect_that_one_object_brings_out_stops_no_other(jump: Jump) -> None:
     jump(story())
 
 
-def test_what_is_being_reconciled_is_finished_before_the_end(jump: Jump) -> None:
-    """Within two seconds, after which a new leader may be at work; no new key is begun."""
+def test_a_running_reconcile_is_finished_before_shutdown(jump: Jump) -> None:
+    """Within two seconds, after which a new leader may start. No new key is taken."""
 
     async def story() -> None:
         queue = WorkQueue(Counter())
@@ -641,8 +641,8 @@ def test_what_is_being_reconciled_is_finished_before_the_end(jump: Jump) -> None
     jump(story())
 
 
-def test_views_of_jobs_carry_the_name_of_their_object() -> None:
-    """By the label: so a Job is found when its object has been deleted and made anew."""
+def test_views_of_jobs_have_the_name_of_their_object() -> None:
+    """From the label, so that Jobs of a deleted and recreated object are found."""
     cache = Cache()
     body = {
         "metadata": {
@@ -657,8 +657,8 @@ def test_views_of_jobs_carry_the_name_of_their_object() -> None:
     assert cache.jobs.put(body) == KEY
 
 
-def test_an_object_that_brings_out_a_defect_says_so_in_its_status(jump: Jump, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stalled with the error, written once; it is tried again, and goes on by itself when the defect is gone."""
+def test_an_internal_error_is_reported_in_the_status(jump: Jump, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stalled with the error, written once. It is retried, and recovers when the error no longer occurs."""
 
     async def story() -> None:
         operation = Operation()

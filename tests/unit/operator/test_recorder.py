@@ -11,7 +11,7 @@ from tunemill_operator.runtime.recorder import Recorder
 
 
 class Client:
-    """Keeps events."""
+    """Stores events."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -22,8 +22,8 @@ class Client:
         return body
 
 
-async def test_events_are_named_in_the_order_of_a_run() -> None:
-    """Those of one moment too: kubectl describe has no other order for them."""
+async def test_event_names_sort_in_the_order_of_recording() -> None:
+    """Also within one second: kubectl describe has no other order for them."""
     client: Any = Client()
     recorder, now = Recorder(client, "test"), datetime.now(UTC)
     reasons = ["Trained", "Evaluated", "GatePassed", "Published"]

@@ -1,4 +1,4 @@
-"""Data that is looked at on a schedule, and models that have to be better than the published one."""
+"""Scheduled checks of the data, and models that must be better than the published one."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ HOURLY = {"schedule": "0 * * * *"}
 OTHER_DATA = "fedcba9876543210"
 
 
-def go_on(world: World, **report: Any) -> None:
+def proceed(world: World, **report: Any) -> None:
     """Let everything go well until it rests."""
     for _ in range(4):
         world.settle()
@@ -29,16 +29,16 @@ def go_on(world: World, **report: Any) -> None:
 
 
 def at_hour(world: World, hour: int) -> None:
-    """Let it become so many hours after noon, and the operator look."""
+    """Move the clock to this hour after noon, and reconcile."""
     world.seconds = hour * 3600
     world.settle()
 
 
-# When the data is looked at
+# When the data is checked
 
 
-def test_at_its_time_prepare_looks_again_and_unchanged_data_trains_nothing() -> None:
-    """What it finds has the same key: published it stays, and the history tells of one run."""
+def test_a_schedule_reruns_prepare_and_unchanged_data_is_not_retrained() -> None:
+    """Prepare reports the same key: the model stays published, and the history has one run."""
     world = a_finished_world(retrain=HOURLY)
     decided = world.reconcile()
     assert decided.requeue_after is not None
@@ -48,7 +48,7 @@ def test_at_its_time_prepare_looks_again_and_unchanged_data_trains_nothing() -> 
     assert world.status.retrain.last_time == NOON + timedelta(hours=1)
     assert world.status.retrain.next_time == NOON + timedelta(hours=2)
     assert "Normal Retraining" in world.events
-    go_on(world)
+    proceed(world)
     assert world.status.phase is Phase.SUCCEEDED
     assert labels(world) == ["prepare", "train", "publish", "prepare"]
     assert [item.result for item in world.status.history] == [RunResult.SUCCEEDED]
@@ -56,7 +56,7 @@ def test_at_its_time_prepare_looks_again_and_unchanged_data_trains_nothing() -> 
 
 
 def test_changed_data_is_trained_on_and_published() -> None:
-    """The published model stays where it is until then."""
+    """Until then the published model stays."""
     world = a_finished_world(retrain=HOURLY)
     at_hour(world, 1)
     world.run_pod(key=OTHER_DATA)
@@ -65,33 +65,33 @@ def test_changed_data_is_trained_on_and_published() -> None:
     assert condition(world, "Ready").status == "False"
     assert world.status.published is not None
     assert world.status.serving is not None
-    go_on(world, key=OTHER_DATA, tuned="0.9500")
+    proceed(world, key=OTHER_DATA, tuned="0.9500")
     assert world.status.phase is Phase.SUCCEEDED
     assert labels(world) == ["prepare", "train", "publish"] * 2
     assert [item.metrics["exact_match"] for item in world.status.history] == ["0.9500", "0.9000"]
 
 
-def test_times_that_are_missed_are_made_up_for_once() -> None:
-    """After an operator that was away, or a long run: one look, not one an hour."""
+def test_missed_schedule_times_are_made_up_for_once() -> None:
+    """After an outage of the operator or a long run there is one check, not one for each hour."""
     world = a_finished_world(retrain=HOURLY)
     at_hour(world, 30)
-    go_on(world)
+    proceed(world)
     assert labels(world).count("prepare") == 2
     assert world.status.retrain.next_time == NOON + timedelta(hours=31)
 
 
-def test_no_run_is_disturbed_and_the_look_follows_its_end() -> None:
+def test_a_scheduled_check_waits_for_the_current_run() -> None:
     """Two runs of one object never overlap."""
     world = a_world_at(Stage.TRAIN, retrain=HOURLY)
     world.seconds = 2 * 3600
     world.settle()
     assert world.status.phase is Phase.TRAINING
-    go_on(world)
+    proceed(world)
     assert labels(world) == ["prepare", "train", "publish", "prepare"]
 
 
-def test_what_waits_for_something_missing_is_under_way() -> None:
-    """It goes on by itself; nothing is replaced under it."""
+def test_a_run_that_waits_for_a_missing_object_counts_as_running() -> None:
+    """It continues by itself, and is not replaced."""
     world = World(retrain=HOURLY)
     world.settle()
     (pod,) = world.live_pods()
@@ -102,35 +102,35 @@ def test_what_waits_for_something_missing_is_under_way() -> None:
     assert [item["metadata"]["uid"] for item in world.live_jobs()] == [job["metadata"]["uid"]]
 
 
-def test_a_failed_run_is_tried_again_at_the_next_time() -> None:
-    """The data may have been mended."""
+def test_a_failed_run_is_retried_at_the_next_scheduled_time() -> None:
+    """The data may have been corrected."""
     world = a_world_at(Stage.PREPARE, retrain=HOURLY)
     world.fail(world.live_pods()[0], Reason.DATASET_MALFORMED)
     world.settle()
     assert world.status.phase is Phase.FAILED
     at_hour(world, 1)
     assert world.status.failure is None
-    go_on(world)
+    proceed(world)
     assert world.status.phase is Phase.SUCCEEDED
 
 
-def test_a_suspended_object_is_not_looked_at() -> None:
-    """Not even when it is published and had nothing to suspend."""
+def test_a_suspended_object_is_not_checked() -> None:
+    """Not even a published one that has no Job to stop."""
     world = a_finished_world(retrain=HOURLY)
     world.edit(suspend=True)
     at_hour(world, 3)
     assert labels(world) == ["prepare", "train", "publish"]
     world.edit(suspend=False)
-    go_on(world)
+    proceed(world)
     assert labels(world)[-1] == "prepare"
 
 
 @pytest.mark.parametrize("change", [None, {"schedule": "30 * * * *"}, {"schedule": "0 * * * *", "promote": "Always"}])
-def test_a_changed_or_removed_schedule_starts_nothing_by_itself(change: dict[str, str] | None) -> None:
-    """What was looked at stays looked at."""
+def test_changing_or_removing_a_schedule_starts_no_run(change: dict[str, str] | None) -> None:
+    """The last check stays valid."""
     world = a_finished_world(retrain=HOURLY)
     at_hour(world, 1)
-    go_on(world)
+    proceed(world)
     before = list(world.created)
     world.edit(retrain=None)
     world.settle()
@@ -150,8 +150,8 @@ def test_a_changed_or_removed_schedule_starts_nothing_by_itself(change: dict[str
         ({"schedule": "0 0 * * *", "timeZone": "Europe"}, "spec.retrain.timeZone is 'Europe'"),
     ],
 )
-def test_a_schedule_that_says_nothing_is_told_and_stops_nothing(retrain: dict[str, str], words: str) -> None:
-    """The field, what is wrong and an example; what runs goes on."""
+def test_an_invalid_schedule_is_reported_and_stops_no_run(retrain: dict[str, str], words: str) -> None:
+    """With the field, the error and an example."""
     world = a_world_at(Stage.TRAIN)
     world.reconcile()
     world.edit(retrain=retrain)
@@ -160,7 +160,7 @@ def test_a_schedule_that_says_nothing_is_told_and_stops_nothing(retrain: dict[st
     assert world.status.failure.reason == Reason.INVALID_SPEC
     assert words in world.status.failure.message
     world.edit(retrain={"timeZone": "Etc/UTC", **HOURLY})
-    go_on(world)
+    proceed(world)
     assert world.status.phase is Phase.SUCCEEDED
 
 
@@ -175,8 +175,8 @@ def test_a_schedule_that_says_nothing_is_told_and_stops_nothing(retrain: dict[st
         ("0 0 29 2 *", "Etc/UTC", "2026-11-21T12:00", "2028-02-29T00:00"),
     ],
 )
-def test_times_are_those_of_the_zone(schedule: str, zone: str, moment: str, expected: str) -> None:
-    """Daylight saving included."""
+def test_schedule_times_are_in_the_time_zone(schedule: str, zone: str, moment: str, expected: str) -> None:
+    """With daylight saving time."""
     found = time_after(Retrain(schedule=schedule, time_zone=zone), datetime.fromisoformat(moment).replace(tzinfo=UTC))
     assert found == datetime.fromisoformat(expected).replace(tzinfo=UTC)
 
@@ -191,20 +191,20 @@ def run_spec(world: World) -> RunSpec:
 
 
 def a_retrained_world(tuned: str, **parts: Any) -> World:
-    """Return a world whose data has changed and was trained on, with this figure."""
+    """Return a world whose data has changed and was trained on, with this metric."""
     world = a_finished_world(retrain={**HOURLY, **parts})
     at_hour(world, 1)
     world.run_pod(key=OTHER_DATA)
     world.settle()
-    go_on(world, key=OTHER_DATA, tuned=tuned)
+    proceed(world, key=OTHER_DATA, tuned=tuned)
     return world
 
 
-def test_the_new_model_is_judged_beside_the_published_one() -> None:
-    """The pod that evaluates gets the rival in its RunSpec; the first model has none."""
+def test_the_new_model_is_compared_with_the_published_one() -> None:
+    """The evaluating pod gets the published model in its RunSpec. The first model has none."""
     world = a_world_at(Stage.TRAIN, retrain=HOURLY)
     assert (run_spec(world).rival is None) or run_spec(world).rival.train == ""
-    go_on(world)
+    proceed(world)
     first = entry(world, Stage.TRAIN).key
     at_hour(world, 1)
     world.run_pod(key=OTHER_DATA)
@@ -214,8 +214,8 @@ def test_the_new_model_is_judged_beside_the_published_one() -> None:
     assert (rival.train, rival.prepare) == (first, "0123456789abcdef")
 
 
-def test_what_is_not_better_is_not_published_and_nobody_has_to_act() -> None:
-    """The object is Ready: the best model there is is published."""
+def test_a_model_that_is_not_better_is_not_published() -> None:
+    """The object is Ready: the best model stays published."""
     world = a_retrained_world(tuned="0.9000")
     assert labels(world) == ["prepare", "train", "publish", "prepare", "train"]
     assert world.status.phase is Phase.SUCCEEDED
@@ -232,21 +232,21 @@ def test_what_is_not_better_is_not_published_and_nobody_has_to_act() -> None:
     assert world.status_writes == writes
 
 
-def test_after_a_model_that_was_not_better_the_next_is_compared_with_the_published_one() -> None:
-    """Not with the one that was dropped."""
+def test_the_next_model_is_compared_with_the_published_one_not_with_a_dropped_one() -> None:
+    """A model that was not better is not a reference."""
     world = a_retrained_world(tuned="0.5000")
     incumbent = world.status.incumbent
     at_hour(world, 2)
     world.run_pod(key="aaaabbbbccccdddd")
     world.settle()
     assert run_spec(world).rival.train == incumbent.train
-    go_on(world, key="aaaabbbbccccdddd", tuned="0.9100")
+    proceed(world, key="aaaabbbbccccdddd", tuned="0.9100")
     assert condition(world, "Ready").reason == "Published"
     assert world.status.incumbent.train == entry(world, Stage.TRAIN).key
 
 
-def test_a_published_model_is_not_judged_anew_because_it_is_published() -> None:
-    """What it was compared with is settled when it is first asked for."""
+def test_publishing_does_not_rerun_evaluate() -> None:
+    """The model to compare with is fixed when evaluate is first requested."""
     world = a_retrained_world(tuned="0.9500")
     assert condition(world, "Ready").reason == "Published"
     before = list(world.created)
@@ -258,37 +258,37 @@ def test_a_published_model_is_not_judged_anew_because_it_is_published() -> None:
 
 
 def test_always_publishes_whatever_passes_the_gates() -> None:
-    """Nothing is compared, and no GPU time spent on it."""
+    """Nothing is compared, and no GPU time is spent on it."""
     world = a_retrained_world(tuned="0.5000", promote="Always")
     assert condition(world, "Ready").reason == "Published"
     assert world.status.rival.train == ""
 
 
-def test_a_model_that_was_not_better_can_be_published_all_the_same() -> None:
-    """By saying so; nothing is trained or judged again."""
+def test_a_model_that_was_not_better_can_be_published_by_an_edit() -> None:
+    """Nothing is trained or evaluated again."""
     world = a_retrained_world(tuned="0.5000")
     world.edit(retrain={"promote": "Always"})
-    go_on(world, key=OTHER_DATA)
+    proceed(world, key=OTHER_DATA)
     assert condition(world, "Ready").reason == "Published"
     assert labels(world)[5:] == ["publish"]
 
 
-def test_a_gate_comes_before_the_comparison() -> None:
-    """What misses a gate is held, as ever."""
+def test_gates_take_precedence_over_the_comparison() -> None:
+    """A model that misses a gate is held."""
     world = a_finished_world(retrain=HOURLY, evaluation={"gates": [{"metric": "exact_match", "min": "0.8"}]})
     at_hour(world, 1)
     world.run_pod(key=OTHER_DATA)
-    go_on(world, key=OTHER_DATA, tuned="0.7000")
+    proceed(world, key=OTHER_DATA, tuned="0.7000")
     assert world.status.phase is Phase.HELD
 
 
-def test_a_draft_of_what_misses_a_gate_is_pushed_whether_it_is_better_or_not() -> None:
-    """It takes nobody's place."""
+def test_a_draft_is_pushed_whether_it_is_better_or_not() -> None:
+    """It replaces no published model."""
     gates = {"gates": [{"metric": "exact_match", "min": "0.8"}], "onGateFailure": "Draft"}
     world = a_finished_world(retrain=HOURLY, evaluation=gates)
     at_hour(world, 1)
     world.run_pod(key=OTHER_DATA)
-    go_on(world, key=OTHER_DATA, tuned="0.7000")
+    proceed(world, key=OTHER_DATA, tuned="0.7000")
     assert world.status.phase is Phase.HELD
     assert world.status.draft is not None
     assert world.status.published is not None

@@ -15,8 +15,8 @@ def settings(*flags: str, **environment: str) -> Settings:
     return settings_of(parser.parse_args(flags))
 
 
-def test_every_setting_is_a_flag_and_a_variable_and_the_flag_wins() -> None:
-    """One name for both."""
+def test_every_setting_has_a_flag_and_a_variable_and_the_flag_takes_precedence() -> None:
+    """Both have the same name."""
     assert settings("--trainer-image=a").http_port == 8080
     assert settings("--trainer-image=a", TUNEMILL_HTTP_PORT="9").http_port == 9
     assert settings("--trainer-image=a", "--http-port=7", TUNEMILL_HTTP_PORT="9").http_port == 7
@@ -31,16 +31,16 @@ def test_lists_are_separated_by_commas() -> None:
     assert settings("--trainer-image=a", "--namespaces=team-a, team-b").namespaces == ("team-a", "team-b")
 
 
-def test_the_pods_own_name_comes_from_the_downward_api() -> None:
-    """As the chart sets it; the Lease lies in the same namespace."""
+def test_the_pod_name_comes_from_the_downward_api() -> None:
+    """As the chart sets it; the Lease is in the same namespace."""
     found = settings("--trainer-image=a", POD_NAME="operator-1", POD_NAMESPACE="tunemill-system")
     assert (found.pod_name, found.pod_namespace) == ("operator-1", "tunemill-system")
     assert found.lease_namespace == "tunemill-system"
     assert settings("--trainer-image=a").lease_namespace == "default"
 
 
-def test_candidates_differ_by_default() -> None:
-    """Two processes with one identity would both believe that they lead."""
+def test_candidates_have_unique_identities_by_default() -> None:
+    """Two processes with one identity would both lead."""
     assert settings("--trainer-image=a").candidate != ""
     assert settings("--trainer-image=a", "--identity=me").candidate == "me"
 
@@ -63,14 +63,14 @@ def test_candidates_differ_by_default() -> None:
         (["--trainer-image=a", "--http-proxy=http://user:word@proxy"], "--http-proxy .* without credentials"),
     ],
 )
-def test_what_is_missing_or_wrong_is_said_in_one_sentence(flags: list[str], words: str) -> None:
+def test_invalid_settings_are_reported_in_one_sentence(flags: list[str], words: str) -> None:
     """With the flag to change."""
     with pytest.raises(SettingsError, match=words):
         settings(*flags)
 
 
-def test_a_progress_endpoint_needs_its_three_files(tmp_path: Path) -> None:
-    """Certificate, key and authority."""
+def test_a_progress_endpoint_requires_three_files(tmp_path: Path) -> None:
+    """Certificate, key and CA certificate."""
     files = {name: tmp_path / name for name in ("cert", "key", "ca")}
     flags = ["--trainer-image=a", "--progress-url=https://x", *(f"--progress-{n}={p}" for n, p in files.items())]
     for missing in files:
@@ -82,7 +82,7 @@ def test_a_progress_endpoint_needs_its_three_files(tmp_path: Path) -> None:
             settings(*flags)
 
 
-def test_the_command_line_answers_in_one_sentence(
+def test_errors_of_the_command_line_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Without an image, without a cluster: no traceback."""

@@ -1,4 +1,4 @@
-"""Train and evaluate are processes of one container: what the operator knows of each, and when."""
+"""Train and evaluate are processes of one container: what the operator derives about each."""
 
 import json
 from datetime import datetime, timedelta
@@ -17,7 +17,7 @@ from tunemill_operator.engine.objects import Pod, pod_of
 
 
 def a_pod(message: str, code: int = 0, reason: str = "") -> Pod:
-    """Return a train pod whose one container ran for a minute and left a message."""
+    """Return a train pod whose only container ran for a minute and left a message."""
     ended = {"startedAt": text(at(0)), "finishedAt": text(at(60)), "exitCode": code, "message": message}
     metadata = {"name": "a", "uid": "u", "resourceVersion": "1", "creationTimestamp": text(at(0))}
     container = {"name": "train", "state": {"terminated": {**ended, "reason": reason}}}
@@ -26,12 +26,12 @@ def a_pod(message: str, code: int = 0, reason: str = "") -> Pod:
 
 
 def trained_at(seconds: float) -> str:
-    """Return the report of a train that was done so many seconds after the container began."""
+    """Return a report of train that finished this many seconds after the container started."""
     return a_report(Stage.TRAIN, finished_at=at(seconds))
 
 
 def pending_for(world: World, seconds: int) -> None:
-    """Let time pass and the operator look."""
+    """Let time pass and reconcile."""
     world.seconds += seconds
     world.reconcile()
 
@@ -40,7 +40,7 @@ def pending_for(world: World, seconds: int) -> None:
 
 
 def test_two_reports_in_a_message_are_two_stages() -> None:
-    """Evaluate began when train was done, and ended with the container."""
+    """Evaluate started when train finished, and ended with the container."""
     train, evaluate = a_pod(f"{trained_at(40)}\n{a_report(Stage.EVALUATE, finished_at=at(60))}").containers
     assert (train.name, train.started_at, train.ended and train.ended.finished_at) == ("train", at(0), at(40))
     assert (evaluate.name, evaluate.started_at) == ("evaluate", at(40))
@@ -49,16 +49,16 @@ def test_two_reports_in_a_message_are_two_stages() -> None:
     assert [report_of(item) is not None for item in (train, evaluate)] == [True, True]
 
 
-def test_the_end_of_the_container_is_that_of_the_stage_at_work() -> None:
-    """Train was done: its exit code is 0, whatever became of evaluate."""
+def test_the_exit_code_of_the_container_is_that_of_the_last_stage() -> None:
+    """Train succeeded with exit code 0, whatever the result of evaluate."""
     pod = a_pod(f"{trained_at(40)}\n{a_failure_report(Stage.EVALUATE, Reason.S3_UNREACHABLE)}", 69)
     cause = failures.of_pod(pod)
     assert cause
     assert (cause.stage, cause.reason, cause.exit_code) == ("evaluate", Reason.S3_UNREACHABLE, 69)
 
 
-def test_a_kill_in_evaluate_is_not_blamed_on_train() -> None:
-    """The report of train stands in the message while evaluate works, so it outlives a kill of the whole container."""
+def test_a_kill_during_evaluate_is_not_a_failure_of_train() -> None:
+    """The report of train is in the message while evaluate runs, and survives a kill of the container."""
     cause = failures.of_pod(a_pod(trained_at(40), 137, "OOMKilled"))
     assert cause
     assert (cause.stage, cause.reason) == ("evaluate", Reason.OUT_OF_MEMORY)
@@ -67,8 +67,8 @@ def test_a_kill_in_evaluate_is_not_blamed_on_train() -> None:
     assert (cause.stage, cause.reason) == ("train", Reason.OUT_OF_MEMORY)
 
 
-def test_what_is_no_report_is_what_the_stage_printed_last() -> None:
-    """A plain sentence below the report of train belongs to evaluate."""
+def test_other_text_in_a_message_belongs_to_the_last_stage() -> None:
+    """A sentence below the report of train belongs to evaluate."""
     cause = failures.of_pod(a_pod(f"{trained_at(40)}\nout of coffee", 1))
     assert cause
     assert cause.stage == "evaluate"
@@ -76,8 +76,8 @@ def test_what_is_no_report_is_what_the_stage_printed_last() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-86_400, 86_400])
-def test_a_time_that_cannot_be_is_cut_to_the_containers(seconds: int) -> None:
-    """The message may be of anybody's making, and running time is counted by it."""
+def test_an_impossible_time_is_clamped_to_the_containers(seconds: int) -> None:
+    """A custom image may write the message, and the running time is computed from it."""
     train, evaluate = a_pod(f"{trained_at(seconds)}\n{a_report(Stage.EVALUATE)}").containers
     assert train.ended
     assert train.ended.finished_at
@@ -86,7 +86,7 @@ def test_a_time_that_cannot_be_is_cut_to_the_containers(seconds: int) -> None:
 
 
 def test_a_time_without_a_zone_is_utc() -> None:
-    """A trainer of somebody else's making may write one: it must not stop the operator from reading the pod."""
+    """A custom trainer may write one: it must not prevent the operator from reading the pod."""
     report = json.loads(trained_at(40)) | {"finishedAt": "2026-11-21T12:00:40"}
     train, _ = a_pod(f"{json.dumps(report)}\n{a_report(Stage.EVALUATE)}").containers
     assert train.ended
@@ -97,7 +97,7 @@ def test_a_time_without_a_zone_is_utc() -> None:
 
 
 def test_train_is_recorded_while_evaluate_runs() -> None:
-    """Facts, condition and one event follow the pod's report at once, and a restart of the operator repeats none."""
+    """Facts, condition and one event follow the pod's report at once, and a restart does not repeat them."""
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
     started_at = entry(world, Stage.TRAIN).started_at
@@ -124,8 +124,8 @@ def test_train_is_recorded_while_evaluate_runs() -> None:
     assert world.status.run.gpu_seconds == sum(_seconds(world, stage) for stage in (Stage.TRAIN, Stage.EVALUATE))
 
 
-def test_without_a_word_the_time_is_trains_until_the_end() -> None:
-    """A report may be lost; then the message at the end tells both, and the running time is the same."""
+def test_without_a_report_the_running_time_is_counted_for_train() -> None:
+    """A report may be lost. The final message has both, and the total running time is the same."""
     recorded: list[tuple[int, int, int]] = []
     for hears in (True, False):
         world = a_world_at(Stage.TRAIN)
@@ -153,31 +153,31 @@ def test_without_a_word_the_time_is_trains_until_the_end() -> None:
         {"trained": None, "failure": {"reason": "InternalError", "message": "", "remedy": ""}},
     ],
 )
-def test_only_the_report_of_the_wanted_training_counts(change: dict[str, object]) -> None:
-    """A pod reports what it likes: what is not the end of the training that is due changes nothing."""
+def test_only_a_report_with_the_expected_key_is_accepted(change: dict[str, object]) -> None:
+    """A report of another training changes nothing."""
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
     report = json.loads(a_report(Stage.TRAIN, key=entry(world, Stage.TRAIN).key, finished_at=world.now)) | change
-    world._hear_end(pod, json.dumps({name: value for name, value in report.items() if value is not None}))
+    world._report_end(pod, json.dumps({name: value for name, value in report.items() if value is not None}))
     pending_for(world, 10)
     assert entry(world, Stage.TRAIN).state is StageState.RUNNING
     assert entry(world, Stage.EVALUATE).attempts == 0
 
 
-def test_the_report_of_another_pod_does_not_count() -> None:
-    """Only the pod that works on it can say that it is done."""
+def test_a_report_of_another_pod_is_ignored() -> None:
+    """Only the pod of the stage can report its end."""
     world = a_world_at(Stage.TRAIN)
     world.hears_ends = True
     (pod,) = world.live_pods()
     report = a_report(Stage.TRAIN, key=entry(world, Stage.TRAIN).key, finished_at=world.now)
-    world._hear_end({**pod, "metadata": {**pod["metadata"], "uid": "other"}}, report)
+    world._report_end({**pod, "metadata": {**pod["metadata"], "uid": "other"}}, report)
     pending_for(world, 10)
     assert entry(world, Stage.TRAIN).state is StageState.RUNNING
 
 
 @pytest.mark.parametrize("hears", [True, False])
-def test_a_preemption_is_counted_for_the_stage_at_work(*, hears: bool) -> None:
-    """Evaluate was stopped; train is done, is not counted again, and the next pod is there for evaluate."""
+def test_a_preemption_is_counted_for_the_running_stage(*, hears: bool) -> None:
+    """Evaluate was stopped. Train is done and not counted again, and the next pod runs evaluate."""
     world = a_world_at(Stage.TRAIN)
     world.hears_ends = hears
     (pod,) = world.live_pods()
@@ -193,7 +193,7 @@ def test_a_preemption_is_counted_for_the_stage_at_work(*, hears: bool) -> None:
     world.seconds += 5
     world.start(pod)
     pending_for(world, 1)
-    world.succeed(pod, executed=False)  # train looks into the workspace and goes on at once
+    world.succeed(pod, executed=False)  # train finds its output in the workspace
     pending_for(world, 30)
     assert entry(world, Stage.EVALUATE).state is StageState.RUNNING
     world.succeed(pod)
@@ -204,8 +204,8 @@ def test_a_preemption_is_counted_for_the_stage_at_work(*, hears: bool) -> None:
     assert _seconds(world, Stage.EVALUATE) == 31
 
 
-def test_a_pod_that_is_stopped_in_train_never_began_to_evaluate() -> None:
-    """What was cut short is train alone, also once a later pod has trained."""
+def test_a_pod_stopped_during_train_never_started_evaluate() -> None:
+    """Only train was interrupted, also after a later pod has trained."""
     world = a_world_at(Stage.TRAIN)
     world.drain(world.live_pods()[0])
     world.settle()
@@ -215,11 +215,11 @@ def test_a_pod_that_is_stopped_in_train_never_began_to_evaluate() -> None:
     assert (entry(world, Stage.TRAIN).preemptions, entry(world, Stage.EVALUATE).preemptions) == (1, 0)
 
 
-def test_the_figures_of_train_are_not_those_of_evaluate() -> None:
-    """Train's 100 % is not shown while evaluate has not reported, nor after a restart of the operator."""
+def test_progress_of_train_is_not_shown_for_evaluate() -> None:
+    """Train's 100 % is not shown before evaluate has reported, nor after a restart of the operator."""
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
-    world.hear(pod, 100)
+    world.report_progress(pod, 100)
     world.reconcile()
     assert world.status.progress == "100%"
     world.succeed(pod)
@@ -228,7 +228,7 @@ def test_the_figures_of_train_are_not_those_of_evaluate() -> None:
     world.restart_operator()
     pending_for(world, 5)
     assert world.status.progress == ""
-    world.hear(pod, 3)
+    world.report_progress(pod, 3)
     world.reconcile()
     assert world.status.progress == "3%"
     world.restart_operator()
@@ -237,17 +237,17 @@ def test_the_figures_of_train_are_not_those_of_evaluate() -> None:
 
 
 @pytest.mark.parametrize("hears", [True, False])
-def test_evaluate_that_reports_is_not_taken_for_a_silent_train(*, hears: bool) -> None:
-    """Where the end of train was not heard, the figures of evaluate still are a sign of life."""
+def test_progress_of_evaluate_resets_the_stall_timeout(*, hears: bool) -> None:
+    """Also where the report of train's end was lost."""
     world = a_world_at(Stage.TRAIN, stallTimeout="10m")
     world.hears_ends = hears
     (pod,) = world.live_pods()
-    world.hear(pod)
+    world.report_progress(pod)
     world.reconcile()
     world.succeed(pod)
     for _ in range(4):
         world.seconds += 300
-        world.hear(pod)
+        world.report_progress(pod)
         assert not world.reconcile().actions
     world.seconds += 600
     assert world.reconcile().actions, "and evaluate is stopped once it is silent itself"
@@ -256,7 +256,7 @@ def test_evaluate_that_reports_is_not_taken_for_a_silent_train(*, hears: bool) -
 
 
 def test_pods_of_an_older_operator_are_read_across_an_upgrade() -> None:
-    """Their train is an init container: both shapes of pods lead to the same status."""
+    """Train is an init container there: both kinds of pods lead to the same status."""
     recorded = []
     for old_pods in (False, True):
         world = a_world_at(Stage.PREPARE)

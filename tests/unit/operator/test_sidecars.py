@@ -1,4 +1,4 @@
-"""Pods to which a policy adds a sidecar: a stage is judged by its own container, and its Job ends with it."""
+"""Pods with injected sidecars: a stage is judged by its own container, and its Job ends with it."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def a_world(sidecars: dict[str, list[str]], stage: Stage | None = None, **parts:
 
 @pytest.mark.parametrize("sidecars", [NATIVE, CLASSIC, BOTH])
 def test_a_run_with_sidecars_is_published(sidecars: dict[str, list[str]]) -> None:
-    """Every stage once, and no pod stays."""
+    """Every stage runs once, and no pod stays."""
     world = a_world(sidecars)
     assert world.status.phase is Phase.SUCCEEDED
     assert labels(world) == ["prepare", "train", "publish"]
@@ -49,8 +49,8 @@ def test_a_run_with_sidecars_is_published(sidecars: dict[str, list[str]]) -> Non
     assert not world.live_jobs()
 
 
-def test_a_job_whose_stage_has_reported_is_ended_after_the_report_is_recorded() -> None:
-    """A sidecar keeps the pod alive: the status comes first, then a short time in which the pod may end by itself."""
+def test_a_job_is_deleted_after_the_report_of_its_stage_is_recorded() -> None:
+    """A sidecar keeps the pod running: after the status write the pod has a short time to end by itself."""
     world = a_world(CLASSIC, Stage.PREPARE)
     (pod,) = world.live_pods()
     world.succeed(pod)
@@ -67,8 +67,8 @@ def test_a_job_whose_stage_has_reported_is_ended_after_the_report_is_recorded() 
     assert labels(world) == ["prepare", "train"]
 
 
-def test_a_report_that_could_not_be_recorded_keeps_its_job() -> None:
-    """The operator dies before it writes the status: the Job is not deleted before the next one has written it."""
+def test_a_job_is_kept_until_its_report_is_recorded() -> None:
+    """The operator dies before it writes the status: the Job is deleted only after the next one has written it."""
     world = a_world(CLASSIC, Stage.PREPARE)
     world.succeed(world.live_pods()[0])
     world.seconds += 10 * GRACE
@@ -79,8 +79,8 @@ def test_a_report_that_could_not_be_recorded_keeps_its_job() -> None:
     assert [type(action) for action in world.plan().actions] == [DeleteJob]
 
 
-def test_the_next_stage_does_not_wait_for_a_sidecar_that_takes_its_time_to_stop() -> None:
-    """The Job is being deleted and its stage has ended: nothing of it writes any more."""
+def test_the_next_stage_does_not_wait_for_a_slow_sidecar() -> None:
+    """The Job is being deleted and its stage has ended: it writes no outputs any more."""
     world = a_world(CLASSIC, Stage.PREPARE)
     world.succeed(world.live_pods()[0])
     world.reconcile()
@@ -93,10 +93,8 @@ def test_the_next_stage_does_not_wait_for_a_sidecar_that_takes_its_time_to_stop(
 
 @pytest.mark.parametrize("sidecars", [NATIVE, CLASSIC, BOTH])
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE])
-def test_a_stage_that_fails_for_good_beside_a_sidecar_ends_the_run(
-    sidecars: dict[str, list[str]], stage: Stage
-) -> None:
-    """With the stage's own reason, whatever the sidecar exits with, and no pod stays."""
+def test_a_permanent_failure_with_a_sidecar_ends_the_run(sidecars: dict[str, list[str]], stage: Stage) -> None:
+    """With the reason of the stage, whatever the exit code of the sidecar, and no pod stays."""
     world = a_world(sidecars, stage)
     world.fail(world.live_pods()[0], Reason.DATASET_MALFORMED, "line 7 of calls.jsonl")
     for _ in range(3):
@@ -112,8 +110,8 @@ def test_a_stage_that_fails_for_good_beside_a_sidecar_ends_the_run(
 
 
 @pytest.mark.parametrize("limit", [0, 2])
-def test_a_failed_stage_beside_a_sidecar_is_tried_again_up_to_the_limit(limit: int) -> None:
-    """The pod never fails, so that the Job controller tries nothing: the operator replaces the Job and counts."""
+def test_a_failed_stage_with_a_sidecar_is_retried_up_to_the_limit(limit: int) -> None:
+    """The pod never fails, so the Job controller does not retry: the operator replaces the Job and counts."""
     world = a_world(CLASSIC, Stage.PREPARE, retry={"limit": limit})
     for _ in range(20):
         for pod in world.live_pods():
@@ -131,8 +129,8 @@ def test_a_failed_stage_beside_a_sidecar_is_tried_again_up_to_the_limit(limit: i
     assert not world.live_pods()
 
 
-def test_a_stage_that_is_interrupted_beside_a_sidecar_costs_no_retry() -> None:
-    """Somebody killed the container only."""
+def test_an_interrupted_stage_with_a_sidecar_costs_no_retry() -> None:
+    """Only the container was killed."""
     world = a_world(CLASSIC, Stage.PREPARE, retry={"limit": 0})
     world.fail(world.live_pods()[0], Reason.INTERRUPTED)
     for _ in range(3):
@@ -144,8 +142,8 @@ def test_a_stage_that_is_interrupted_beside_a_sidecar_costs_no_retry() -> None:
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.EVALUATE])
-def test_a_stage_that_needs_too_much_memory_beside_a_sidecar_gets_a_smaller_pod(stage: Stage) -> None:
-    """As without one."""
+def test_an_oom_killed_stage_with_a_sidecar_is_retried_with_smaller_batches(stage: Stage) -> None:
+    """As without a sidecar."""
     world = a_world(CLASSIC, stage)
     world.kill_for_memory(world.live_pods()[0])
     world.settle()
@@ -153,8 +151,8 @@ def test_a_stage_that_needs_too_much_memory_beside_a_sidecar_gets_a_smaller_pod(
     assert entry(world, stage).memory_kills == 1
 
 
-def test_a_sidecar_that_runs_is_no_stage_at_work() -> None:
-    """While the train container waits, the run is queued, although the mesh is up already."""
+def test_a_running_sidecar_is_not_a_running_stage() -> None:
+    """While the train container waits, the run is Queued, although the sidecar runs."""
     world = a_world(NATIVE, Stage.PREPARE)
     world.succeed(world.live_pods()[0])
     world.settle()
@@ -167,8 +165,8 @@ def test_a_sidecar_that_runs_is_no_stage_at_work() -> None:
     assert "is starting" in condition(world, "Reconciling").message
 
 
-def test_a_sidecar_whose_image_cannot_be_pulled_is_named_while_the_stage_waits_for_it() -> None:
-    """The stage cannot start before a native sidecar has."""
+def test_a_sidecar_image_that_cannot_be_pulled_is_reported() -> None:
+    """The stage cannot start before a native sidecar."""
     world = World()
     world.native_sidecars = ["istio-proxy"]
     world.settle()
@@ -182,8 +180,8 @@ def test_a_sidecar_whose_image_cannot_be_pulled_is_named_while_the_stage_waits_f
     assert "istio/proxyv2:0" in world.status.failure.message
 
 
-def test_an_init_container_of_a_policy_that_fails_is_named() -> None:
-    """The stage never started: it is not the stage that failed."""
+def test_a_failed_injected_init_container_is_named() -> None:
+    """The stage never started, so it has not failed."""
     world = World(retry={"limit": 0})
     world.native_sidecars = ["istio-init"]
     world.settle()
@@ -197,8 +195,8 @@ def test_an_init_container_of_a_policy_that_fails_is_named() -> None:
     assert "permission denied" in world.status.failure.message
 
 
-def test_exit_codes_of_sidecars_decide_nothing_about_a_job() -> None:
-    """The rules of the podFailurePolicy name the stages' containers."""
+def test_exit_codes_of_sidecars_do_not_affect_a_job() -> None:
+    """The rules of the podFailurePolicy name the containers of stages."""
     world = a_world_at(Stage.TRAIN)
     job = next(job for name, job in world.jobs.items() if "-train-" in name)
     rules = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
@@ -210,7 +208,7 @@ def test_exit_codes_of_sidecars_decide_nothing_about_a_job() -> None:
 
 
 def a_foreign_pod(world: World, **metadata: Any) -> None:
-    """Let somebody label a pod of their own with our label."""
+    """Create a pod of another owner with the operator's label."""
     world.pods["vllm-6d"] = {
         "metadata": {
             "name": "vllm-6d",
@@ -233,8 +231,8 @@ def a_foreign_pod(world: World, **metadata: Any) -> None:
         [{"kind": "Job", "name": "support-import", "uid": "j", "controller": True}],
     ],
 )
-def test_a_pod_that_only_has_our_label_does_not_block(owner: list[dict[str, Any]]) -> None:
-    """A serving Deployment of the tuned model may well carry the label: ownership counts."""
+def test_a_foreign_pod_with_our_label_does_not_block(owner: list[dict[str, Any]]) -> None:
+    """A Deployment that serves the model may have the label: ownership is decisive."""
     world = World()
     a_foreign_pod(world, ownerReferences=owner)
     world.settle()
@@ -257,7 +255,7 @@ def test_a_pod_that_only_has_our_label_does_not_block(owner: list[dict[str, Any]
         },
     ],
 )
-def test_a_pod_of_a_deleted_job_of_ours_still_blocks(metadata: dict[str, Any]) -> None:
+def test_a_pod_of_a_deleted_job_blocks(metadata: dict[str, Any]) -> None:
     """It may still write a checkpoint, also when the Job was deleted with --cascade=orphan."""
     world = World()
     a_foreign_pod(world, **metadata)
@@ -266,8 +264,8 @@ def test_a_pod_of_a_deleted_job_of_ours_still_blocks(metadata: dict[str, Any]) -
     assert "vllm-6d" in condition(world, "Reconciling").message
 
 
-def test_a_job_that_only_has_our_label_does_not_block() -> None:
-    """Neither does somebody's own Job."""
+def test_a_foreign_job_with_our_label_does_not_block() -> None:
+    """Ownership is decisive for Jobs too."""
     world = World()
     world.settle()
     (job,) = world.jobs.values()
@@ -278,8 +276,8 @@ def test_a_job_that_only_has_our_label_does_not_block() -> None:
     assert len(labels(world)) == 2
 
 
-def test_a_warning_about_a_foreign_pod_is_not_ours() -> None:
-    """It says nothing about the run."""
+def test_a_warning_about_a_foreign_pod_is_ignored() -> None:
+    """It is not about the run."""
     world = a_world_at(Stage.PREPARE)
     a_foreign_pod(world)
     world.warning_events = (WarningEvent("x1", "FailedCreatePodSandBox", "no IP", world.now),)

@@ -1,4 +1,4 @@
-"""The end of train, posted by the pod that goes on with evaluate: what is kept of it, and what it does not touch."""
+"""The report of train's end, posted by the pod while evaluate runs."""
 
 import json
 from collections.abc import Callable
@@ -18,26 +18,26 @@ Jump = Callable[..., Any]
 
 
 class Queue:
-    """Writes down what is to be worked on at once."""
+    """Records the keys to reconcile at once."""
 
     def __init__(self) -> None:
         self.added: list[tuple[str, str]] = []
 
     def add(self, key: tuple[str, str]) -> None:
-        """At once."""
+        """Record a key."""
         self.added.append(key)
 
     def add_after(self, key: tuple[str, str], seconds: float) -> None:
-        """Later."""
+        """Record a delayed key."""
 
 
 def a_body(**parts: Any) -> ProgressReport:
-    """Return what a pod posts."""
+    """Return the body of a post."""
     return parsed(ProgressReport, json.dumps(parts))
 
 
 def posted(jump: Jump, *posts: tuple[str, ProgressReport]) -> tuple[Progress, Queue]:
-    """Return what is known after these posts of pods, a second apart, and the queue."""
+    """Return the board and the queue after these posts of pods, a second apart."""
     queue = Queue()
 
     async def story() -> Progress | None:
@@ -55,8 +55,8 @@ FIGURES = a_body(stage="train", trainerStatus={"progressPercentage": 100})
 END = a_body(report=json.loads(a_report(Stage.TRAIN)))
 
 
-def test_the_end_of_train_stands_beside_the_figures(jump: Jump) -> None:
-    """It is no sign of life of evaluate: the figures and their time stay."""
+def test_the_end_of_train_is_stored_in_addition_to_the_progress(jump: Jump) -> None:
+    """It is not progress of evaluate: the progress and its time stay."""
     known, _ = posted(jump, ("pod", FIGURES), ("pod", END))
     assert known.report
     assert known.report.stage is Stage.TRAIN
@@ -65,21 +65,21 @@ def test_the_end_of_train_stands_beside_the_figures(jump: Jump) -> None:
     assert known.stage is Stage.TRAIN
 
 
-def test_figures_keep_the_end_of_train(jump: Jump) -> None:
+def test_later_progress_keeps_the_end_of_train(jump: Jump) -> None:
     """Evaluate reports from the same pod, every few seconds."""
     known, _ = posted(jump, ("pod", END), ("pod", a_body(stage="evaluate", trainerStatus={"progressPercentage": 3})))
     assert known.report
     assert known.stage is Stage.EVALUATE
 
 
-def test_another_pod_begins_anew(jump: Jump) -> None:
-    """What its predecessor said is not its own."""
+def test_a_new_pod_resets_the_stored_reports(jump: Jump) -> None:
+    """Reports of its predecessor are not kept."""
     known, _ = posted(jump, ("one", END), ("two", FIGURES))
     assert (known.pod, known.report) == ("two", None)
 
 
 def test_the_end_of_train_is_written_at_once_and_once(jump: Jump) -> None:
-    """It is repeated every minute, in case the operator was replaced; only the first one is news."""
+    """It is posted every minute, in case the operator restarts; only the first one causes a reconcile."""
     _, queue = posted(jump, ("pod", END))
     assert queue.added == [KEY]
     _, queue = posted(jump, ("pod", END), ("pod", END), ("pod", END))
@@ -87,15 +87,15 @@ def test_the_end_of_train_is_written_at_once_and_once(jump: Jump) -> None:
 
 
 @pytest.mark.parametrize("stage", ["", "pretrain"])
-def test_a_trainer_of_somebody_elses_making_need_not_name_its_stage(jump: Jump, stage: str) -> None:
-    """Transformers' own callback posts trainerStatus alone."""
+def test_a_custom_trainer_need_not_name_its_stage(jump: Jump, stage: str) -> None:
+    """Transformers' own callback posts trainerStatus only."""
     known, _ = posted(jump, ("pod", a_body(stage=stage, trainerStatus={"progressPercentage": 7})))
     assert known.stage is None
     assert known.status
 
 
 @pytest.mark.parametrize("body", [{}, {"stage": "train"}, {"report": {"stage": "train"}}, {"report": "done"}])
-def test_a_post_that_says_nothing_is_refused(body: dict[str, Any]) -> None:
-    """With 400, as the sender is wrong."""
+def test_an_empty_post_is_rejected(body: dict[str, Any]) -> None:
+    """With status 400."""
     with pytest.raises(ValidationError):
         a_body(**body)

@@ -1,4 +1,4 @@
-"""What the operator says about itself."""
+"""Logs, metrics and health endpoints of the operator."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from tunemill_operator.telemetry.metrics import Metrics
 
 @pytest.fixture
 def restored_logging() -> Iterator[None]:
-    """Leave the test process's own logging as it was."""
+    """Restore the logging configuration of the test process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -31,8 +31,8 @@ def restored_logging() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restored_logging")
-def test_a_json_line_names_the_object_that_it_is_about(capsys: pytest.CaptureFixture[str]) -> None:
-    """And its run, stage and reconcile, so that their lines can be picked out."""
+def test_a_json_log_line_has_the_object(capsys: pytest.CaptureFixture[str]) -> None:
+    """And its run, stage and reconcile, for filtering."""
     logs.configure("json", "info")
     token = current.set(Reconciliation(("team-a", "support"), id="r1", run="00c0ffee", stage="train"))
     try:
@@ -51,7 +51,7 @@ def test_a_json_line_names_the_object_that_it_is_about(capsys: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("restored_logging")
-def test_a_text_line_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_log_line_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     """Time, level, object, message."""
     logs.configure("text", "info")
     logging.getLogger("x").info("created Job")
@@ -61,7 +61,7 @@ def test_a_text_line_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_objects_are_counted_by_phase_and_failures_by_reason() -> None:
-    """At every scrape, all phases; a failure once, however often its status is written."""
+    """All phases at every scrape; a failure once, however often its status is written."""
     metrics = Metrics("1.2.3", "api:6443")
     world = World()
     metrics.observe_phases(lambda: [world.status.phase or ""])
@@ -81,8 +81,8 @@ def test_objects_are_counted_by_phase_and_failures_by_reason() -> None:
     assert 'tunemill_operator_build_info{version="1.2.3"} 1.0' in page
 
 
-def test_gpu_time_and_pods_that_were_cut_short_are_counted() -> None:
-    """What a run costs, and why it takes longer: once each, however often the status is written."""
+def test_gpu_time_and_interrupted_pods_are_counted() -> None:
+    """Once each, however often the status is written."""
     metrics = Metrics("1", "api:6443")
     world = a_world_at(Stage.TRAIN, compute={"gpus": 2})
     start = world.status
@@ -98,7 +98,7 @@ def test_gpu_time_and_pods_that_were_cut_short_are_counted() -> None:
     assert 'tunemill_pods_cut_short_total{stage="train",why="Preempted"} 1.0' in page
 
 
-def test_metrics_have_the_names_that_dashboards_of_controllers_know() -> None:
+def test_metrics_have_the_usual_names_of_controllers() -> None:
     """Of client-go and controller-runtime."""
     metrics = Metrics("1", "api:6443")
     metrics.queue.observe(lambda: 3, lambda: [0.5, 2.0], 16)
@@ -128,14 +128,14 @@ def test_metrics_have_the_names_that_dashboards_of_controllers_know() -> None:
 
 
 def test_the_reference_page_of_the_metrics_is_up_to_date() -> None:
-    """It is written from the metrics themselves, and says of each what its labels are."""
+    """It is generated from the metrics, with their labels."""
     page = Path(__file__).parents[3] / reference.PAGE
     assert page.read_text() == reference.metrics_page(), "run `make generate`"
     assert "| `tunemill_failures_total` | counter | `stage`, `reason`, `actor` |" in reference.metrics_page()
 
 
-async def test_health_says_why_not() -> None:
-    """A probe that fails tells the reason."""
+async def test_a_failed_health_check_returns_the_reason() -> None:
+    """In the body of the probe's response."""
     problem = {"unhealthy": "", "not_ready": "the caches are not filled yet"}
     app = health.application(
         Metrics("1", "api:6443").registry, lambda: problem["unhealthy"], lambda: problem["not_ready"]

@@ -1,4 +1,4 @@
-"""The spans of reconciles: one trace a run, whichever operator looks."""
+"""The spans of reconciles: one trace per run, whichever operator reconciles."""
 
 import asyncio
 import logging
@@ -30,8 +30,8 @@ def _restored_level() -> object:
     logger.setLevel(level)
 
 
-async def looked_at(tracing: Tracing, reconcile: Callable[[Key], Awaitable[None]], times: int = 1) -> None:
-    """Have a worker reconcile an object so many times."""
+async def reconciled_times(tracing: Tracing, reconcile: Callable[[Key], Awaitable[None]], times: int = 1) -> None:
+    """Let a worker reconcile an object this many times."""
     queue = WorkQueue(Metrics("1", "host").queue)
     looks = 0
     done = asyncio.Event()
@@ -52,8 +52,8 @@ async def looked_at(tracing: Tracing, reconcile: Callable[[Key], Awaitable[None]
     tracing.close()
 
 
-def tells(tracing: Tracing, *, begins: bool = False, code: int = 200) -> None:
-    """Say of the present reconcile what the reconciler and the client say."""
+def record_reconcile(tracing: Tracing, *, begins: bool = False, code: int = 200) -> None:
+    """Record what the reconciler and the client record during a reconcile."""
     reconciliation = current.get()
     assert reconciliation
     reconciliation.uid, reconciliation.run, reconciliation.phase, reconciliation.stage, reconciliation.begins_run = (
@@ -68,20 +68,20 @@ def tells(tracing: Tracing, *, begins: bool = False, code: int = 200) -> None:
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> object:
-    """A collector that the environment names."""
+    """A collector set through the environment."""
     with a_collector() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         yield collector
 
 
-async def test_a_reconcile_is_a_span_with_its_requests_below_it(collector: Collector) -> None:
-    """It is part of its run's trace, and names object, run, stage and phase."""
+async def test_a_reconcile_is_a_span_with_its_requests_as_children(collector: Collector) -> None:
+    """It is part of its run's trace, with object, run, stage and phase."""
     tracing = Tracing()
 
     async def reconcile(key: Key) -> None:
-        tells(tracing, code=409)
+        record_reconcile(tracing, code=409)
 
-    await looked_at(tracing, reconcile)
+    await reconciled_times(tracing, reconcile)
     (span,), (request,) = collector.named("reconcile"), collector.named("POST")
     assert (span.trace, span.parent) == (f"{RUN.trace:032x}", f"{RUN.span:016x}")
     assert (request.trace, request.parent, request.failed) == (span.trace, span.id, True)
@@ -98,17 +98,17 @@ async def test_a_reconcile_is_a_span_with_its_requests_below_it(collector: Colle
     assert span.start <= request.start
 
 
-async def test_a_run_begins_with_the_span_that_all_others_are_below(collector: Collector) -> None:
-    """Its ids follow from object and run; those of other spans do not repeat."""
+async def test_a_run_starts_with_its_root_span(collector: Collector) -> None:
+    """Its ids are derived from object and run; those of other spans are unique."""
     tracing = Tracing()
     looks = 0
 
     async def reconcile(key: Key) -> None:
         nonlocal looks
         looks += 1
-        tells(tracing, begins=looks == 1)
+        record_reconcile(tracing, begins=looks == 1)
 
-    await looked_at(tracing, reconcile, times=2)
+    await reconciled_times(tracing, reconcile, times=2)
     (run,) = collector.named("run")
     assert (run.trace, run.id, run.parent) == (f"{RUN.trace:032x}", f"{RUN.span:016x}", "")
     assert {span.parent for span in collector.named("reconcile")} == {run.id}
@@ -116,20 +116,20 @@ async def test_a_run_begins_with_the_span_that_all_others_are_below(collector: C
 
 
 async def test_two_operators_continue_one_trace(collector: Collector) -> None:
-    """A second process knows nothing of the first."""
+    """The second process has no state of the first."""
     for _ in range(2):
         tracing = Tracing()
 
         async def reconcile(key: Key, tracing: Tracing = tracing) -> None:
-            tells(tracing)
+            record_reconcile(tracing)
 
-        await looked_at(tracing, reconcile)
+        await reconciled_times(tracing, reconcile)
     assert {span.trace for span in collector.named("reconcile")} == {f"{RUN.trace:032x}"}
     assert len(collector.named("reconcile")) == 2
 
 
-async def test_a_failed_reconcile_is_a_failed_span_and_an_idle_one_none(collector: Collector) -> None:
-    """What asked nothing of the API server would only bury the others."""
+async def test_a_failed_reconcile_is_a_failed_span_and_an_idle_one_is_not_exported(collector: Collector) -> None:
+    """A reconcile without requests is noise."""
     tracing = Tracing()
     looks = 0
 
@@ -137,42 +137,42 @@ async def test_a_failed_reconcile_is_a_failed_span_and_an_idle_one_none(collecto
         nonlocal looks
         looks += 1
         if looks == 2:
-            tells(tracing, code=503)
+            record_reconcile(tracing, code=503)
             raise UnavailableError("away")
 
-    await looked_at(tracing, reconcile, times=2)
+    await reconciled_times(tracing, reconcile, times=2)
     (span,) = collector.named("reconcile")
     assert span.failed
     assert span.attributes["tunemill.result"] == "error"
 
 
-async def test_a_collector_that_is_away_disturbs_nothing(
+async def test_an_unavailable_collector_is_logged_once_and_ignored(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said once, and the end does not wait for long."""
+    """Shutdown does not wait for it for long."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     tracing = Tracing()
 
     async def reconcile(key: Key) -> None:
-        tells(tracing)
+        record_reconcile(tracing)
 
     started = time.monotonic()
     with caplog.at_level("INFO"):
-        await looked_at(tracing, reconcile, times=3)
+        await reconciled_times(tracing, reconcile, times=3)
     assert time.monotonic() - started < 8
     assert [record.message for record in caplog.records if "traces cannot be exported" in record.message]
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
-def test_nothing_of_opentelemetry_is_imported_unasked() -> None:
-    """Memory and time at the start are for those who want traces."""
+def test_opentelemetry_is_imported_only_if_enabled() -> None:
+    """It costs memory and startup time."""
     script = "import sys, tunemill_operator.app; print([name for name in sys.modules if 'opentelemetry' in name])"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
 
 
-def test_a_traceparent_comes_back_as_it_was() -> None:
-    """And another text is none."""
+def test_a_traceparent_round_trips() -> None:
+    """Other text is ignored."""
     assert SpanRef.parse(RUN.traceparent) == RUN
     assert SpanRef.parse("") is None
     assert SpanRef.of_run("uid-1", "run2").trace != RUN.trace

@@ -1,4 +1,4 @@
-"""Trouble that passes by itself is Reconciling; only what lasts, or what somebody must correct, is Stalled."""
+"""A problem that may pass is Reconciling; one that lasts, or that needs a correction, is Stalled."""
 
 from typing import Any
 
@@ -16,20 +16,20 @@ WEBHOOK = 'Error creating: Internal error occurred: failed calling webhook "pods
 
 
 def waits(world: World, reason: str, message: str) -> None:
-    """Let the kubelet say why the container of the live pod waits."""
+    """Set the reason why the container of the live pod waits."""
     (pod,) = world.live_pods()
     pod["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": reason, "message": message}}
     world._touch(pod)
 
 
 def complains(world: World, reason: str, message: str, *, about: str = "pod") -> None:
-    """Let there be a Warning event about the live pod or its Job."""
+    """Add a Warning event about the live pod or its Job."""
     (body,) = world.live_pods() if about == "pod" else world.live_jobs()
     world.warning_events = (WarningEvent(body["metadata"]["uid"], reason, message, world.now),)
 
 
 def trouble(world: World, kind: str) -> None:
-    """Let something go wrong that often passes by itself."""
+    """Cause a problem that often passes."""
     match kind:
         case "ErrImagePull":
             waits(world, kind, "429 Too Many Requests")
@@ -58,8 +58,8 @@ TRANSIENT = [
 
 
 @pytest.mark.parametrize("kind", TRANSIENT)
-def test_trouble_that_has_just_begun_is_reconciling(kind: str) -> None:
-    """It is shown with its own reason, nothing is announced, and the operator looks again when its time is over."""
+def test_a_recent_problem_is_reconciling(kind: str) -> None:
+    """It is shown with its reason, no event is recorded, and the object is requeued for its deadline."""
     world = World(**MODEL_CACHE)
     world.settle()
     world.seconds += 5
@@ -80,8 +80,8 @@ def test_trouble_that_has_just_begun_is_reconciling(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TRANSIENT)
-def test_trouble_that_lasts_is_stalled(kind: str) -> None:
-    """After two minutes, also when the operator was restarted in between; it is no end of the run."""
+def test_a_lasting_problem_is_stalled(kind: str) -> None:
+    """After two minutes, also over a restart of the operator. The run does not end."""
     world = World(**MODEL_CACHE)
     world.settle()
     trouble(world, kind)
@@ -103,7 +103,7 @@ def test_trouble_that_lasts_is_stalled(kind: str) -> None:
     assert world.status_writes == writes + 1
 
 
-def test_trouble_that_changes_its_name_is_the_same_trouble() -> None:
+def test_a_problem_with_alternating_reasons_is_one_problem() -> None:
     """The kubelet alternates between two reasons."""
     world = World()
     world.settle()
@@ -115,8 +115,8 @@ def test_trouble_that_changes_its_name_is_the_same_trouble() -> None:
     assert world.status.failure.reason == Reason.IMAGE_PULL_FAILED
 
 
-def test_trouble_that_passes_leaves_no_trace() -> None:
-    """When it comes back later, its time begins anew."""
+def test_a_resolved_problem_is_removed_from_the_status() -> None:
+    """When it recurs, its time starts at zero."""
     world = World()
     world.settle()
     waits(world, "ErrImagePull", "429 Too Many Requests")
@@ -133,8 +133,8 @@ def test_trouble_that_passes_leaves_no_trace() -> None:
     assert world.status.failure is None
 
 
-def test_a_pod_that_has_waited_for_a_node_for_an_hour_may_fail_one_pull() -> None:
-    """The time counts from the trouble, not from the pod's creation."""
+def test_a_failed_pull_after_an_hour_without_a_node_is_not_stalled_at_once() -> None:
+    """The time counts from the problem, not from the pod's creation."""
     world = World()
     world.settle()
     world.seconds += 3600
@@ -143,8 +143,8 @@ def test_a_pod_that_has_waited_for_a_node_for_an_hour_may_fail_one_pull() -> Non
     assert world.status.failure is None
 
 
-def test_what_an_older_operator_called_stalled_stays_so() -> None:
-    """An upgrade does not make a long failure fresh again."""
+def test_a_problem_stalled_by_an_older_operator_stays_stalled() -> None:
+    """An upgrade does not reset its time."""
     world = World()
     world.settle()
     waits(world, "ImagePullBackOff", "not found")
@@ -158,8 +158,8 @@ def test_what_an_older_operator_called_stalled_stays_so() -> None:
     assert condition(world, "Stalled").status == "True"
 
 
-def test_a_job_that_a_webhook_does_not_let_pass_is_tried_again_before_it_is_stalled() -> None:
-    """The API server's refusal is the trouble here; there is no Job yet."""
+def test_a_job_rejected_by_a_webhook_is_retried_before_it_is_stalled() -> None:
+    """The rejection is the problem; no Job exists yet."""
     world = World()
     world.refusal = Refusal(500, 'failed calling webhook "jobs.example.com": connection refused', taken=False)
     world.reconcile()
@@ -185,10 +185,10 @@ def test_a_job_that_a_webhook_does_not_let_pass_is_tried_again_before_it_is_stal
         ),
     ],
 )
-def test_what_somebody_must_correct_is_stalled_at_once(
+def test_a_problem_that_needs_a_correction_is_stalled_at_once(
     spec: dict[str, Any], reason: str, message: str, expected: Reason
 ) -> None:
-    """A wrong name does not become right by itself."""
+    """For example a wrong name."""
     world = World(**spec)
     world.settle()
     if reason == "FailedMount":
@@ -214,7 +214,7 @@ def test_what_somebody_must_correct_is_stalled_at_once(
         ),
     ],
 )
-def test_a_quota_without_defaults_says_which_field_to_set(required: str, fields: list[str]) -> None:
+def test_a_quota_without_defaults_is_reported_with_the_field_to_set(required: str, fields: list[str]) -> None:
     """The remedy does not suggest a higher quota or lower requests: requests are missing."""
     world = World()
     world.settle()
@@ -230,8 +230,8 @@ def test_a_quota_without_defaults_says_which_field_to_set(required: str, fields:
     assert "reduce the requests" not in failure.remedy
 
 
-def test_the_fields_are_those_of_the_stage_that_is_refused() -> None:
-    """Each stage has a pod template of its own."""
+def test_the_reported_fields_are_those_of_the_rejected_stage() -> None:
+    """Each stage has its own pod template."""
     world = a_world_at(Stage.TRAIN)
     for pod in world.live_pods():
         world.drain(pod)

@@ -1,4 +1,4 @@
-"""A thousand objects that wait ask the API server once, and only those are looked at of which something new is said."""
+"""Events of waiting objects are requested once per namespace, and only objects with new events are requeued."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ Jump = Callable[..., Any]
 
 
 class Events:
-    """An API server that takes a moment to answer, and counts."""
+    """An API server that responds with a delay, and counts."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -23,7 +23,7 @@ class Events:
         self.broken = False
 
     async def warnings_in(self, namespace: str) -> list[Json]:
-        """Return what is said, by uid."""
+        """Return the events by uid."""
         self.asked.append(namespace)
         await asyncio.sleep(0.1)
         if self.broken:
@@ -41,7 +41,7 @@ class Events:
 
 
 class Listening:
-    """Running Warnings, and the keys that they reported as changed."""
+    """A Warnings instance, and the keys that it reported as changed."""
 
     def __init__(self) -> None:
         self.events = Events()
@@ -50,24 +50,24 @@ class Listening:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Ask until the block ends."""
+        """Request events until the block ends."""
         task = asyncio.create_task(self.warnings.run())
         yield
         task.cancel()
 
     def expect(self, namespace: str, number: int, age: float = 10.0) -> None:
-        """Listen to what is said about the pod of this number, so many seconds old."""
+        """Register the pod of this number with this age in seconds."""
         since = datetime.now(UTC) - timedelta(seconds=age)
         self.warnings.expect((namespace, f"run-{number}"), {f"pod-{number}": since})
 
     def words(self, number: int) -> list[str]:
-        """Return what is known to be said about the pod of this number in team-a."""
+        """Return the known events of the pod of this number in team-a."""
         return [each.message for each in self.warnings.about(("team-a", f"run-{number}"))]
 
 
 @contextlib.asynccontextmanager
-async def having_heard_of_a_secret() -> AsyncIterator[Listening]:
-    """Running Warnings with an event about pod-1 that a Secret is missing."""
+async def with_a_known_event() -> AsyncIterator[Listening]:
+    """A running Warnings instance with an event about pod-1: a Secret is missing."""
     listening = Listening()
     listening.events.said = {"pod-1": ["no secret"]}
     async with listening.running():
@@ -76,7 +76,7 @@ async def having_heard_of_a_secret() -> AsyncIterator[Listening]:
         yield listening
 
 
-def test_those_who_wait_in_one_namespace_share_one_question(jump: Jump) -> None:
+def test_waiting_objects_of_a_namespace_share_one_request(jump: Jump) -> None:
     """Each object gets its own events, and objects without new events are not reconciled."""
 
     async def story() -> None:
@@ -94,11 +94,11 @@ def test_those_who_wait_in_one_namespace_share_one_question(jump: Jump) -> None:
     jump(story())
 
 
-def test_what_is_only_said_again_is_no_news_and_what_is_said_anew_or_no_more_is(jump: Jump) -> None:
-    """An event is counted up for as long as its cause lasts."""
+def test_only_new_or_removed_events_requeue_an_object(jump: Jump) -> None:
+    """The count of an event grows while its cause lasts."""
 
     async def story() -> None:
-        async with having_heard_of_a_secret() as listening:
+        async with with_a_known_event() as listening:
             assert len(listening.news) == 1
             listening.events.said = {"pod-1": ["no secret"], "pod-2": ["no claim"]}
             listening.expect("team-a", 1, age=9)  # another pod of the run, young: asked about at once
@@ -114,8 +114,8 @@ def test_what_is_only_said_again_is_no_news_and_what_is_said_anew_or_no_more_is(
     jump(story())
 
 
-def test_a_first_answer_that_somebody_awaits_is_news_even_if_it_is_empty(jump: Jump) -> None:
-    """A process that has just begun does not know whether an object is still complained about."""
+def test_the_first_result_requeues_an_object_even_if_empty(jump: Jump) -> None:
+    """After a restart it is unknown whether an object still has events."""
 
     async def story() -> None:
         listening = Listening()
@@ -133,8 +133,8 @@ def test_a_first_answer_that_somebody_awaits_is_news_even_if_it_is_empty(jump: J
     jump(story())
 
 
-def test_what_does_not_wait_any_more_is_not_asked_about(jump: Jump) -> None:
-    """Nobody waits: nothing is asked."""
+def test_objects_that_no_longer_wait_are_not_requested(jump: Jump) -> None:
+    """Without waiting objects there are no requests."""
 
     async def story() -> None:
         listening = Listening()
@@ -147,8 +147,8 @@ def test_what_does_not_wait_any_more_is_not_asked_about(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_pod_is_given_a_moment_to_start(jump: Jump) -> None:
-    """Most do."""
+def test_events_are_not_requested_in_the_first_seconds_of_a_pod(jump: Jump) -> None:
+    """Most pods start within them."""
 
     async def story() -> None:
         listening = Listening()
@@ -160,11 +160,11 @@ def test_a_pod_is_given_a_moment_to_start(jump: Jump) -> None:
     jump(story())
 
 
-def test_a_question_that_fails_is_asked_again_and_what_was_said_stays(jump: Jump) -> None:
-    """Somebody whose failure was shown does not see it go because the API server was away."""
+def test_a_failed_request_is_retried_and_known_events_stay(jump: Jump) -> None:
+    """A reported failure does not disappear while the API server is unavailable."""
 
     async def story() -> None:
-        async with having_heard_of_a_secret() as listening:
+        async with with_a_known_event() as listening:
             listening.events.broken = True
             listening.expect("team-a", 2)
             await asyncio.sleep(2)

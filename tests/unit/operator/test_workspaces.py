@@ -1,4 +1,4 @@
-"""Where the outputs of an object go, and that what an older version began stays where it is."""
+"""Where the outputs of an object are stored, also for runs of an older version."""
 
 from property.builders import a_profile
 from property.simulator import World
@@ -15,7 +15,7 @@ def workspace_of_pod(world: World) -> str:
 
 
 def of_an_older_version(world: World) -> World:
-    """Return the world with the status of a version that put no namespace into the workspace."""
+    """Return the world with the status of a version without namespace folders."""
     del world.finetune_body["status"]["workspace"]
     return world
 
@@ -27,15 +27,15 @@ def test_a_new_object_has_the_folder_of_its_namespace() -> None:
     assert world.finetune_body["spec"]["workspace"]["uri"] == "s3://acme/tunemill/"
 
 
-def test_a_workspace_beside_the_data_has_it_too() -> None:
-    """The default place is in the bucket of the data."""
+def test_a_default_workspace_has_the_folder_of_the_namespace() -> None:
+    """It is in the bucket of the data."""
     world = a_world_at(Stage.TRAIN)
     assert world.status.workspace == workspace_of_pod(world)
     assert workspace_of_pod(world).endswith("/tunemill/team-a/")
 
 
-def test_a_profile_says_where_the_namespace_stands() -> None:
-    """One profile for many namespaces gives each its own place."""
+def test_a_profile_can_place_the_namespace_in_its_workspace() -> None:
+    """One profile for many namespaces gives each its own folder."""
     world = World()
     world.profiles = (a_profile("gold", default=True, defaults={"workspace": {"uri": "s3://acme/{namespace}/x/"}}),)
     world.settle()
@@ -44,8 +44,8 @@ def test_a_profile_says_where_the_namespace_stands() -> None:
     assert workspace_of_pod(world) == "s3://acme/team-a/x/"
 
 
-def test_what_an_older_version_began_stays_where_it_is_until_another_place_is_named() -> None:
-    """Its outputs are found there by later stages, after later edits, too."""
+def test_a_workspace_of_an_older_version_is_kept_until_it_is_changed() -> None:
+    """Later stages find the outputs there, also after edits."""
     world = of_an_older_version(a_world_at(Stage.TRAIN, workspace={"uri": "s3://acme/tunemill/"}))
     for tag in ("v1", "v2"):
         world.edit(publish={"tag": tag})
@@ -62,8 +62,8 @@ def test_what_an_older_version_began_stays_where_it_is_until_another_place_is_na
     assert world.status.workspace == "s3://acme/tunemill/team-a/"
 
 
-def test_nobody_gets_the_place_of_another_namespace_by_an_edit() -> None:
-    """Not by the name of its folder, and not by what was recorded before."""
+def test_an_edit_cannot_use_the_workspace_of_another_namespace() -> None:
+    """Neither by its folder name, nor by recorded values."""
     world = a_world_at(Stage.TRAIN, workspace={"uri": "s3://acme/tunemill/"})
     for uri in ("s3://acme/tunemill/team-b/", "s3://acme/tunemill/team-a/", "s3://acme/tunemill/team-{namespace}/"):
         world.edit(workspace={"uri": uri})

@@ -1,4 +1,4 @@
-/* The first process of every pod: holds its namespaces, reaps its orphans, ends when told to. */
+/* The first process of every pod: keeps its namespaces, reaps orphaned processes, exits on SIGTERM. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -30,7 +30,7 @@ from tunemill_operator.progress.certificate import NAMES, Certificate
 from tunemill_operator.progress.server import application
 from tunemill_operator.runtime.listener import listening
 
-HONEST_TOKEN = "honest"
+VALID_TOKEN = "valid"
 _REVIEW_SECONDS = 0.005
 _ADDRESSES = 100
 """The number of addresses of each kind of attacker. Together they open more connections than the server accepts."""
@@ -43,7 +43,7 @@ class _Reviewer:
     async def review_token(self, token: str, audience: str) -> dict[str, Any]:
         """Review a token like an API server."""
         await asyncio.sleep(_REVIEW_SECONDS)
-        if token != HONEST_TOKEN:
+        if token != VALID_TOKEN:
             return {}
         return {"authenticated": True, "audiences": [audience], "user": {"extra": {POD_UID: ["pod"]}}}
 
@@ -84,7 +84,7 @@ def main() -> None:
         return
     figures = measure(options.half_open, options.busy, options.seconds)
     print(json.dumps(figures, indent=2))
-    sys.exit(int(figures["slowest_honest_s"] > 1 or figures["failed_honest"] > 0 or figures["memory_mib"] > 256))
+    sys.exit(int(figures["slowest_valid_s"] > 1 or figures["failed_valid"] > 0 or figures["memory_mib"] > 256))
 
 
 def measure(half_open: int, busy: int, seconds: float) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def measure(half_open: int, busy: int, seconds: float) -> dict[str, Any]:
             _wait_for(folder / "port", server)
             with _process(f"--attack={folder}", f"--half-open={half_open}", f"--busy={busy}") as attacker:
                 _wait_for(folder / "attacks", attacker)
-                figures = asyncio.run(_honest(folder, seconds))
+                figures = asyncio.run(_send_reports(folder, seconds))
             status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
             peak = next(line for line in status if line.startswith("VmHWM"))
             attacks = json.loads((folder / "attacks").read_text())
@@ -164,7 +164,7 @@ async def _attack(folder: Path, half_open: int, busy: int) -> None:
             (folder / "attacks.new").rename(folder / "attacks")
 
 
-async def _honest(folder: Path, seconds: float) -> dict[str, Any]:
+async def _send_reports(folder: Path, seconds: float) -> dict[str, Any]:
     """Send a report like a stage. Return its duration."""
     port, context = int((folder / "port").read_text()), _context(folder)
     taken, failed, end = list[float](), 0, time.monotonic() + seconds
@@ -174,17 +174,17 @@ async def _honest(folder: Path, seconds: float) -> dict[str, Any]:
             async with asyncio.timeout(5):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
                 with contextlib.closing(writer):
-                    good = await _report(reader, writer, HONEST_TOKEN) == 200
+                    good = await _report(reader, writer, VALID_TOKEN) == 200
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             good = False
         failed += not good
         taken.append(time.monotonic() - begun)
         await asyncio.sleep(0.1)
     return {
-        "honest_reports": len(taken),
-        "failed_honest": failed,
-        "slowest_honest_s": round(max(taken), 3),
-        "median_honest_s": round(sorted(taken)[len(taken) // 2], 3),
+        "valid_reports": len(taken),
+        "failed_valid": failed,
+        "slowest_valid_s": round(max(taken), 3),
+        "median_valid_s": round(sorted(taken)[len(taken) // 2], 3),
     }
 
 

@@ -29,7 +29,7 @@ def template(name: str) -> str:
 
 @pytest.mark.parametrize(("name", "expected"), KNOWN.items(), ids=KNOWN)
 def test_a_family_is_found_by_configuration_and_template(name: str, expected: tuple[str, str]):
-    """The repository's name plays no part."""
+    """The name of the repository is not used."""
     model_type, family = expected
     found = catalogue.family_of({"model_type": model_type}, template(name))
     assert found is not None
@@ -44,18 +44,18 @@ def test_the_text_part_of_a_multimodal_model_counts():
 
 @pytest.mark.parametrize("config", [{}, {"model_type": "gpt2"}, {"model_type": "llama"}, {"text_config": 3}])
 def test_other_models_belong_to_no_family(config: dict[str, object]):
-    """A Llama without Llama 3's chat template is nothing that the catalogue knows about."""
+    """For example a Llama without Llama 3's chat template."""
     assert catalogue.family_of(config, "{{ messages }}") is None
 
 
-def test_reasoning_is_read_only_where_the_template_reasons():
-    """Qwen3 2507 Instruct has the model type of Qwen3 and never thinks."""
+def test_reasoning_is_enabled_only_if_the_template_supports_it():
+    """Qwen3 2507 Instruct has the model type of Qwen3, but does not reason."""
     (family,) = (each for each in catalogue.families() if each.name == "Qwen3")
     assert family.reasoning_parser(template("qwen3")) == "qwen3"
     assert family.reasoning_parser(template("qwen3_instruct_2507")) == ""
 
 
-def test_every_entry_is_within_reach_and_names_a_parser_of_the_server():
+def test_every_entry_is_reachable_and_names_a_parser_of_the_server():
     """No entry is hidden by an earlier one, and vLLM has each parser of calls."""
     found = catalogue.families()
     assert len({family.name for family in found}) == len(found)

@@ -1,4 +1,4 @@
-"""The learning rate that Auto stands for."""
+"""The learning rate for Auto."""
 
 import hashlib
 
@@ -31,35 +31,35 @@ def test_the_rate_depends_on_method_and_size(method: str, weights: int, expected
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_rate_of_the_user_wins(method: AdapterMethod) -> None:
-    """It is used as it was written."""
+def test_a_rate_of_the_user_takes_precedence(method: AdapterMethod) -> None:
+    """It is used unchanged."""
     assert learning_rate(Training(learning_rate="3.0e-4"), method, 8_000_000_000) == "3.0e-4"
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_larger_model_never_gets_a_higher_rate(method: AdapterMethod) -> None:
-    """Every rate is one that a user could write, and no size is without one."""
+    """Every rate is valid in a spec, and every size has one."""
     assert len(RATES[method]) == len(SIZES) + 1
     rates = [float(Training(learning_rate=rate).learning_rate) for rate in RATES[method]]
     assert rates == sorted(rates, reverse=True)
 
 
 @pytest.mark.parametrize("position", range(len(SIZES) + 1))
-def test_full_gets_about_a_tenth_of_lora(position: int) -> None:
-    """Small models take a little more."""
+def test_full_fine_tuning_gets_about_a_tenth_of_the_rate_of_lora(position: int) -> None:
+    """Small models get a little more."""
     ratio = float(RATES[AdapterMethod.LORA][position]) / float(RATES[AdapterMethod.FULL][position])
     assert 4 <= ratio <= 10
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_divergence_suggests_for_a_resolved_rate_is_lower(method: AdapterMethod) -> None:
+def test_a_diverged_run_with_auto_gets_a_lower_suggestion(method: AdapterMethod) -> None:
     """The suggestion is a value for the spec."""
     for rate in RATES[method]:
         suggested = Training(learning_rate=rate_to_try(float(rate), 0.0)).learning_rate
         assert 0 < float(suggested) < float(rate)
 
 
-def test_a_change_of_the_table_raises_the_recipe_of_train() -> None:
+def test_a_changed_table_requires_a_new_recipe_of_train() -> None:
     """Auto is part of a key, the table is not: an output with another rate must not be reused."""
     table = repr([SIZES, [*RATES.items()]]).encode()
     expected = "14e03a34"

@@ -49,7 +49,7 @@ def a_model(model_type: str) -> Any:
 
 
 @pytest.mark.parametrize(("family", "model_type"), TYPES, ids=[f"{family.name}, {name}" for family, name in TYPES])
-def test_an_adapter_is_served_as_the_catalogue_says(family: catalogue.Family, model_type: str) -> None:
+def test_an_adapter_is_servable_if_the_catalogue_says_so(family: catalogue.Family, model_type: str) -> None:
     """With the default settings, PEFT makes an adapter for every family, of its language model only.
 
     What is served as an adapter has only layers that vLLM's own class of the model has.

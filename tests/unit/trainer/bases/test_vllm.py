@@ -1,4 +1,4 @@
-"""What the rules say about vLLM, held against its source: `make test-unit` has it in build/vllm."""
+"""The rules about vLLM match its source, which `make test-unit` puts into build/vllm."""
 
 import ast
 import re
@@ -30,8 +30,8 @@ def embedding_modules(module: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("model_type", sorted({name for family in catalogue.families() for name in family.types}))
-def test_vocabulary_layers_are_those_of_vllm(model_type: str) -> None:
-    """Which families may have adapters of the embedding and of the head."""
+def test_vocabulary_layers_match_vllm(model_type: str) -> None:
+    """Families whose adapters may contain the embedding and the head."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
@@ -42,8 +42,8 @@ def test_vocabulary_layers_are_those_of_vllm(model_type: str) -> None:
     assert takes == (model_type in FAMILIES_WITH_VOCABULARY_LORA)
 
 
-def test_parsers_exist() -> None:
-    """Every parser of calls and of reasoning that the catalogue names."""
+def test_parsers_of_the_catalogue_exist_in_vllm() -> None:
+    """Parsers of calls and of reasoning."""
     calls = set(_NAMES.findall((VLLM / "tool_parsers/__init__.py").read_text(encoding="utf-8")))
     assert {family.calls.value for family in catalogue.families() if family.calls} <= calls
     text = (VLLM / "reasoning/__init__.py").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def test_parsers_exist() -> None:
     assert {family.reasoning for family in catalogue.families() if family.reasoning} <= reasoning
 
 
-def test_families_that_fp16_breaks_are_known() -> None:
+def test_families_without_fp16_support_are_known() -> None:
     """VLLM refuses FP16 for them."""
     text = (VLLM / "config/model.py").read_text(encoding="utf-8")
     listed = text.partition("_FLOAT16_NOT_SUPPORTED_MODELS = {")[2].partition("}")[0]

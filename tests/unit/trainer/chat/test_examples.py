@@ -51,7 +51,7 @@ def test_the_number_of_processes_does_not_change_the_output(tmp_path):
     assert (one.train, one.held_out, one.supervised) == (many.train, many.held_out, many.supervised)
 
 
-def test_validation_rows_are_cases_of_their_own(tmp_path):
+def test_validation_rows_are_separate_cases(tmp_path):
     """They are neither trained on nor evaluated, and augmentation does not change them."""
     without, _, before = written(tmp_path / "without")
     counted, _, layout = written(tmp_path / "with", workers=2, validation={"fraction": "0.2"})
@@ -66,7 +66,7 @@ def test_validation_rows_are_cases_of_their_own(tmp_path):
     assert changed.validation_path.read_text() == layout.validation_path.read_text()
 
 
-def test_general_rows_are_trained_on_as_they_are(tmp_path):
+def test_general_rows_are_trained_on_unchanged(tmp_path):
     """Augmentation changes training rows only, and as it does without general rows."""
     general = [openai_row(f"Is it going to rain in town {number}?") for number in range(50)]
     _, _, before = written(tmp_path / "without", augmenter=EVERYTHING)
@@ -104,7 +104,7 @@ def test_long_rows_are_findings_with_their_length(tmp_path):
     assert counted.train.shortest_overlong == longest
 
 
-def test_a_row_that_is_certainly_too_long_is_not_tokenised(tmp_path, monkeypatch):
+def test_a_much_too_long_row_is_not_tokenised(tmp_path, monkeypatch):
     """Tokenising megabytes of text can take any time and memory. The row is excluded like other long rows."""
     longest = 0
     tokenise = PrefixCache.tokenise
@@ -126,7 +126,7 @@ def test_a_row_that_is_certainly_too_long_is_not_tokenised(tmp_path, monkeypatch
     assert counted.train.rows + counted.held_out.rows == 10
 
 
-def test_a_row_that_does_not_survive_encoding_is_passed_to_the_callback(tmp_path):
+def test_a_row_that_cannot_be_encoded_is_passed_to_the_callback(tmp_path):
     """Its text contains the end-of-turn token."""
     rows = [*ROWS[:5], openai_row("x", city="<end_of_turn>")]
     counted, (unfit,), _ = written(tmp_path / "rows", rows=rows)

@@ -82,7 +82,7 @@ def a_conversation(real: Real) -> Row:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_loss_is_on_what_the_server_lets_the_model_generate(name: str) -> None:
+def test_the_loss_covers_exactly_the_generated_tokens(name: str) -> None:
     """Each turn follows the prompt of a server, ends with a stop token, and is parsed into its calls."""
     real = REAL[name]
     features = Features(

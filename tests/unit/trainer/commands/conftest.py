@@ -1,4 +1,4 @@
-"""What tests of several commands need."""
+"""Fixtures shared by tests of several commands."""
 
 import signal
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def interruptible():
-    """A shell starts background jobs with SIGINT ignored, which they and their children keep."""
+    """Enable SIGINT, which a shell ignores for background jobs and their children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Compares what a command prints with the JSON fields that its reference page documents."""
+"""Compares the JSON output of a command with the fields documented in its reference page."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""How the parts of the check are run and reported; what they do is tested in tests/learn."""
+"""How the parts of the GPU check are run and reported. The parts themselves are tested in tests/learn."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def answers(status: str, reason: str = "") -> dict:
-    """The settings of a part that ends so."""
+    """The settings of a part with this outcome."""
     return {"answer": {"status": status, "reason": reason}}
 
 
-def test_what_ends_one_part_does_not_end_the_check(tmp_path: Path, module: str) -> None:
-    """A crash, a part that takes too long, one that is skipped: the next one runs."""
+def test_a_failed_part_does_not_end_the_check(tmp_path: Path, module: str) -> None:
+    """After a crash, a timeout or a skipped part, the next one runs."""
     parts = [
         Part("crashes", 60, {"crashes": True}, module),
         Part("sleeps", 1, {"sleeps": 600}, module),
@@ -51,14 +51,14 @@ def test_what_ends_one_part_does_not_end_the_check(tmp_path: Path, module: str) 
     assert results[2].reason == "trl is not installed"
 
 
-def test_parts_for_which_no_time_is_left_are_skipped_and_say_so(tmp_path: Path, module: str) -> None:
+def test_parts_without_time_left_are_skipped_with_a_reason(tmp_path: Path, module: str) -> None:
     """The check ends in time."""
     (result,) = run_parts([Part("long", 100, answers("passed"), module)], 10, tmp_path)
     assert (result.status, result.reason) == ("skipped", "no time left: it may take up to 100 s")
 
 
-def test_the_reports_are_written_and_a_failure_decides_the_exit_code(tmp_path: Path, module: str) -> None:
-    """Skipped parts are no failure."""
+def test_reports_are_written_and_a_failure_sets_the_exit_code(tmp_path: Path, module: str) -> None:
+    """Skipped parts are not failures."""
     passes, skips, fails = (Part(end, 60, answers(end, "x"), module) for end in ("passed", "skipped", "failed"))
     report, markdown = tmp_path / "gpu" / "report.json", tmp_path / "gpu" / "table.md"
     assert command.check([passes, skips], 5, tmp_path / "work", report, markdown) == ExitCode.DONE
@@ -67,14 +67,14 @@ def test_the_reports_are_written_and_a_failure_decides_the_exit_code(tmp_path: P
     assert markdown.exists()
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """And the exit code is that of a broken node, as that of a stage would be."""
+def test_a_missing_gpu_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code is that of a stage on a broken node."""
     monkeypatch.setattr(command, "without_gpu", lambda: "no driver")
     assert main(["gpu-check"]) == ExitCode.NODE_BROKEN
     assert "no GPU can be used: no driver" in capsys.readouterr().err
 
 
-def test_the_table_shows_what_was_measured_and_why_something_was_not() -> None:
+def test_the_table_has_the_measurements_and_the_reasons_for_missing_ones() -> None:
     """For docs/performance.md."""
     shown = table(
         [
@@ -91,7 +91,7 @@ def test_the_table_shows_what_was_measured_and_why_something_was_not() -> None:
 
 
 def test_every_shape_of_the_data_is_measured() -> None:
-    """And every method, quantisation and precision."""
+    """With every method, quantization and precision."""
     measured = [part.settings for part in [*command.small_parts("cuda", only_small=False), *command.full_parts()]]
     assert {part.get("shape") for part in measured} - {None} == set(SHAPES)
     assert {part.get("method") for part in measured} - {None} == {"LoRA", "AdaLoRA", "IA3", "Full"}

@@ -1,4 +1,4 @@
-"""Rows, replies and tools from pipes and from standard input."""
+"""Rows, replies and tools read from pipes and standard input."""
 
 import io
 import json
@@ -16,7 +16,7 @@ OUTPUT = json.dumps({"id": "a", "output": "No."})
 
 @pytest.fixture
 def stdin(monkeypatch):
-    """Gives standard input a content."""
+    """Replace standard input with this content."""
 
     def give(text: str) -> str:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
@@ -27,7 +27,7 @@ def stdin(monkeypatch):
 
 @pytest.fixture
 def pipe():
-    """Returns the path of a pipe with a content, as a shell passes <(…)."""
+    """Return the path of a pipe with this content, as a shell passes <(…)."""
     opened = []
 
     def give(text: str) -> str:
@@ -43,7 +43,7 @@ def pipe():
 
 
 def test_lint_and_show_read_standard_input(stdin, capsys):
-    """Findings name it stdin."""
+    """Findings name the file stdin."""
     assert tunemill(["lint", stdin(ROW + "\n{broken\n"), "--json"]) == 65
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert (finding["file"], finding["line"]) == ("stdin", 2)
@@ -53,14 +53,14 @@ def test_lint_and_show_read_standard_input(stdin, capsys):
 
 @pytest.mark.parametrize("outputs", ["pipe", "stdin"])
 def test_score_reads_pipes(outputs, pipe, stdin, capsys):
-    """Rows and replies at once; the rows are read twice, which a pipe cannot be."""
+    """Rows and replies; the rows are needed twice, but a pipe can be read once."""
     given = pipe(OUTPUT) if outputs == "pipe" else stdin(OUTPUT)
     assert tunemill(["score", "--rows", pipe(ROW), "--outputs", given, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["exact_match"] is False
 
 
-def test_tools_may_come_from_a_pipe(pipe, capsys):
-    """They are read once."""
+def test_tools_can_be_read_from_a_pipe(pipe, capsys):
+    """It is read once."""
     row = openai_row()
     tools = json.dumps(row.pop("tools"))
     assert tunemill(["lint", pipe(json.dumps(row)), "--tools", pipe(tools), "--json"]) == 0
@@ -76,8 +76,8 @@ def test_tools_may_come_from_a_pipe(pipe, capsys):
         ["score", "--rows", "-", "--outputs", "-"],
     ],
 )
-def test_standard_input_is_read_once(arguments, capsys):
-    """The second reader would find nothing."""
+def test_standard_input_can_be_used_for_one_input_only(arguments, capsys):
+    """A second reader would get nothing."""
     assert tunemill(arguments) == 64
     err = capsys.readouterr().err
     assert "is given 2 times" in err
@@ -86,8 +86,8 @@ def test_standard_input_is_read_once(arguments, capsys):
 
 @pytest.mark.parametrize("command", ["lint", "show", "score"])
 @pytest.mark.parametrize("name", ["missing.json", "folder", "latin1.json", "no-tools.json"])
-def test_a_file_of_tools_that_cannot_be_used_is_named(command, name, tmp_path, capsys):
-    """With the option's file and what to do, in one line."""
+def test_an_invalid_file_of_tools_is_named(command, name, tmp_path, capsys):
+    """With its path and a remedy, in one line."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "latin1.json").write_bytes(b'["\xe9"]')
     (tmp_path / "no-tools.json").write_text("[]")

@@ -1,4 +1,4 @@
-"""--json prints the fields of docs/reference/command-line.md, with the types that it says, and no others."""
+"""--json prints exactly the fields of docs/reference/command-line.md, with their types."""
 
 import json
 from datetime import UTC, datetime
@@ -34,8 +34,8 @@ def finetune(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_command_with_a_result_has_json() -> None:
-    """And documents it. A server, completion and the stages have none."""
+def test_every_command_with_a_result_has_documented_json_output() -> None:
+    """Servers, completion and stages have none."""
     without = [command.name for command in program.commands_of("tunemill-trainer") if command.json is None]
     assert without == ["serve", "completion", "prepare", "train", "evaluate", "publish", "stages"]
     assert all(command.json for command in program.commands_of("tunemill") if command.name not in without[:2])
@@ -52,7 +52,7 @@ def test_lint(tmp_path, capsys):
 
 
 def test_show(tmp_path, capsys):
-    """A row with everything that a row can have."""
+    """A row with all possible content."""
     row = openai_row("a")
     row["messages"][1] |= {"reasoning_content": "It is a city."}
     row["messages"][1]["tool_calls"][0]["id"] = "x"
@@ -69,7 +69,7 @@ def test_show(tmp_path, capsys):
 
 
 def test_score(tmp_path, capsys):
-    """With figures, and without them for replies of an unknown format."""
+    """With metrics, and without them for replies of an unknown format."""
     rows = a_file(tmp_path, [openai_row("a") | {"id": "a"}, openai_row("b") | {"id": 2}], "rows.jsonl").path
     reply = '<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>'
     outputs = a_file(tmp_path, [{"id": "a", "output": reply}, {"id": 2, "output": "No."}], "outputs.jsonl").path
@@ -99,7 +99,7 @@ def test_plan(finetune, tmp_path, capsys, monkeypatch):
 
 
 def test_run(finetune, tmp_path, capsys, monkeypatch):
-    """The reports of all stages up to the one that failed, whose exit code is returned."""
+    """The reports of all stages up to the failed one, whose exit code is returned."""
     now = datetime.now(UTC)
     trained = TrainedFacts(steps=1, loss="0.1", train_seconds=1, device="cpu", adapter="s3://b/adapter")
 
@@ -125,7 +125,7 @@ def test_run(finetune, tmp_path, capsys, monkeypatch):
 
 
 def test_gpu_check(tmp_path, capsys, monkeypatch):
-    """The same as --report writes, and nothing else on standard output."""
+    """The content of --report, and nothing else on standard output."""
     results = [Result("speed", "passed", "", 1.23, {"tokensPerSecond": 5.0}), Result("resume", "skipped", "no time")]
     monkeypatch.setattr(gpu_check, "without_gpu", lambda: "")
     monkeypatch.setattr(gpu_check, "run_parts", lambda *_: iter(results))
@@ -139,7 +139,7 @@ def test_gpu_check(tmp_path, capsys, monkeypatch):
 
 
 def test_an_error_prints_no_json(tmp_path, capsys):
-    """Only the line on standard error."""
+    """Only one line on standard error."""
     assert tunemill(["lint", str(tmp_path / "missing.jsonl"), "--json"]) == 66
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)
@@ -149,7 +149,7 @@ def test_an_error_prints_no_json(tmp_path, capsys):
 
 
 def test_the_comparison_can_fail():
-    """A field that is not documented, and one of another type, are named."""
+    """Undocumented fields and other types are named."""
     printed = json.dumps({"results": [{"name": 7, "status": "passed", "more": None}]})
     assert [path.split("\0")[-1] for path in undocumented(gpu_check.COMMAND, printed)] == ["more", "name"]
     assert "results[].seconds" in unprinted(gpu_check.COMMAND, printed)

@@ -1,4 +1,4 @@
-"""`pip install tunemill` without the extra `train`: what needs no torch runs with what it installs."""
+"""`pip install tunemill` without the extra `train`: commands without torch work with the installed packages only."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ print("imported", json.dumps(sorted(name for name in sys.modules if "." not in n
 
 
 def installed_by(name: str, extras: tuple[str, ...] = ()) -> set[str]:
-    """Return the distributions that pip installs with one, as their metadata says; those that are not here are left."""
+    """Return the distributions that pip installs with one, from the metadata. Those missing here are skipped."""
     found: set[str] = set()
     waiting = [(name, extras)]
     while waiting:
@@ -61,16 +61,16 @@ def modules_outside(distributions: set[str]) -> list[str]:
     ]
 
 
-def test_the_extra_has_what_the_light_install_leaves_out():
-    """Nothing of the training stack is required by the light install, all of it by the extra."""
+def test_the_extra_has_all_training_dependencies():
+    """The light install requires none of the training stack, the extra all of it."""
     light, whole = installed_by("tunemill"), installed_by("tunemill", ("train",))
     assert not HEAVY & light
     assert whole >= HEAVY
     assert {"pyarrow", "transformers", "huggingface-hub", "cryptography", "shtab", "tqdm"} <= light
 
 
-def test_what_needs_no_torch_runs_without_the_rest(tmp_path: Path):
-    """With everything unimportable that `pip install tunemill` does not install, on real files."""
+def test_commands_without_torch_run_with_the_light_install(tmp_path: Path):
+    """All packages outside `pip install tunemill` are blocked; the files are real."""
     rows, outputs, base = tmp_path / "rows.jsonl", tmp_path / "outputs.jsonl", tmp_path / "base"
     rows.write_text(json.dumps(openai_row() | {"id": "a"}))
     outputs.write_text(json.dumps({"id": "a", "output": "No."}))
@@ -107,8 +107,8 @@ def test_what_needs_no_torch_runs_without_the_rest(tmp_path: Path):
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "gpu-check"])
-def test_commands_that_train_say_so(command: str):
-    """The reference page and the message at run time follow from the declaration."""
+def test_commands_that_require_the_extra_are_declared(command: str):
+    """The reference page and the error message use the declaration."""
     from tunemill_trainer.commands.program import commands_of
 
     assert next(each for each in commands_of("tunemill") if each.name == command).needs_training

@@ -1,4 +1,4 @@
-"""`tunemill lint`: what prepare would say, on a laptop."""
+"""`tunemill lint`: the findings of prepare, on a laptop."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SIMPLE = {"user_content": "Weather in Rome?", "tool_name": "get_weather", "tool_
 
 @pytest.fixture
 def lint(tmp_path, capsys, monkeypatch):
-    """Runs the command in a folder; returns the exit code and what it printed, as JSON."""
+    """Runs the command in a folder; returns the exit code and its JSON output."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -41,8 +41,8 @@ def rules(result):
     return [(found["file"], found["line"], found["rule"]) for found in result["findings"]]
 
 
-def test_good_rows_end_with_zero(lint):
-    """Nothing found, nothing wrong."""
+def test_valid_rows_exit_with_0(lint):
+    """No findings."""
     code, result = lint(put("calls.jsonl", [openai_row(str(number)) for number in range(3)]))
     assert (code, result["findings"]) == (0, [])
     assert result["summary"] == {
@@ -56,8 +56,8 @@ def test_good_rows_end_with_zero(lint):
     }
 
 
-def test_errors_end_with_65_and_warnings_do_not(lint):
-    """Each finding has its file, line, rule, severity, message and remedy."""
+def test_errors_exit_with_65_and_warnings_with_0(lint):
+    """Each finding has file, line, rule, severity, message and remedy."""
     wrong = put("wrong.jsonl", [openai_row("a"), openai_row("b", town="Rome")])
     code, result = lint(wrong)
     assert code == 65
@@ -77,7 +77,7 @@ def test_errors_end_with_65_and_warnings_do_not(lint):
     assert result["findings"][0]["severity"] == "warning"
 
 
-def test_files_of_all_kinds_each_in_its_own_format(lint):
+def test_files_of_all_types_have_their_own_format(lint):
     """Lines, lists, gzip and tables; places are lines, elements and rows, counted from 1."""
     pq.write_table(pa.Table.from_pylist([openai_row("t1"), openai_row("t2", days=3)]), "table.parquet")
     files = [
@@ -95,8 +95,8 @@ def test_files_of_all_kinds_each_in_its_own_format(lint):
     ]
 
 
-def test_a_table_fills_in_nulls_that_nobody_meant(lint):
-    """Arrow gives every call all arguments; nested ones too."""
+def test_nulls_filled_in_by_a_table_are_ignored(lint):
+    """Arrow gives every call all arguments, nested ones too."""
     parameters = {
         "type": "object",
         "properties": {
@@ -128,7 +128,7 @@ def test_a_table_fills_in_nulls_that_nobody_meant(lint):
         (b"\x1f\x8b and no gzip", ("x.json", 1, "not-json")),
     ],
 )
-def test_a_file_that_cannot_be_read_is_a_finding(lint, content, found):
+def test_an_unreadable_file_is_a_finding(lint, content, found):
     """A fatal finding is reported like the others, and the other files are checked."""
     good = put("good.jsonl", [openai_row()])
     code, result = lint(put("x.json", content), good)
@@ -137,30 +137,30 @@ def test_a_file_that_cannot_be_read_is_a_finding(lint, content, found):
     assert result["summary"]["files"]["good.jsonl"] == "OpenAI"
 
 
-def test_tools_may_come_from_a_file(lint):
-    """For rows without tools they are the tools; without the file such rows call unknown ones."""
+def test_tools_can_be_given_in_a_file(lint):
+    """Rows without tools use them; without the file their calls are unknown."""
     rows = put("simple.jsonl", [SIMPLE])
     assert rules(lint(rows)[1]) == [("simple.jsonl", 1, "unknown-tool")]
     assert lint(rows, "--tools", put("tools.json", json.dumps([WEATHER])))[0] == 0
     assert lint(rows, "--tools", put("broken.json", '[{"nome": "f"}]')) == (64, None)
 
 
-def test_a_forced_format_holds_rows_to_it(lint):
-    """Rows of another format are then wrong rows; the name's case does not matter."""
+def test_rows_must_have_the_format_of_the_option(lint):
+    """Rows of another format are invalid. Upper and lower case are equal in the option."""
     rows = put("simple.jsonl", [SIMPLE])
     assert rules(lint(rows, "--format", "xlam")[1]) == [("simple.jsonl", 1, "format")]
 
 
 def test_held_out_rows_must_not_be_trained_on(lint):
-    """The training row is named, with the held-out row that asks the same."""
+    """The training row is named, with the held-out row of the same request."""
     train, held_out = put("train.jsonl", [openai_row("A  b"), openai_row("c")]), put("eval.jsonl", [openai_row("a B")])
     code, result = lint(train, "--evaluation", held_out)
     assert (code, rules(result)) == (0, [("train.jsonl", 1, "leaked")])
     assert "eval.jsonl line 1" in result["findings"][0]["message"]
 
 
-def test_the_threshold_of_uneven_tools_can_be_set(lint):
-    """A tool that is called less than others is named from the given ratio on; one that is never called, always."""
+def test_the_threshold_for_rarely_called_tools_can_be_set(lint):
+    """Tools below the ratio are named; a tool without calls always."""
     rows = [openai_row(str(number)) for number in range(25)]
     for row in rows:
         row["tools"].append({"name": "never", "parameters": {}})
@@ -172,8 +172,8 @@ def test_the_threshold_of_uneven_tools_can_be_set(lint):
     assert lint(file, "--max-tool-ratio", 100)[1]["findings"] == []
 
 
-def test_lengths_and_rendering_need_a_tokenizer(lint, tmp_path):
-    """With one, over-long rows and texts that no server could tell from a marker are found."""
+def test_lengths_and_rendering_are_checked_with_a_tokenizer(lint, tmp_path):
+    """It finds rows that are too long and text that looks like a marker."""
     a_speaker(GEMMA).save_pretrained(tmp_path / "base")
     rows = [openai_row("short"), openai_row("long " * 1000), openai_row("x", city="<end_of_turn>")]
     file = put("calls.jsonl", rows)
@@ -183,8 +183,8 @@ def test_lengths_and_rendering_need_a_tokenizer(lint, tmp_path):
     assert result["summary"]["usableRows"] == 1
 
 
-def test_text_for_people(tmp_path, capsys, monkeypatch):
-    """By file and rule, the remedy once; a missing file is reported in one line."""
+def test_text_output(tmp_path, capsys, monkeypatch):
+    """By file and rule, each remedy once. A missing file is reported in one line."""
     monkeypatch.chdir(tmp_path)
     file = put("calls.jsonl", [openai_row(str(number), town="x") for number in range(30)])
     assert main(["lint", file]) == 65
@@ -197,8 +197,8 @@ def test_text_for_people(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["lint", "show"])
-def test_it_starts_without_the_heavy_libraries(tmp_path, command):
-    """Neither torch nor Transformers nor a client of S3 or the Hub is imported."""
+def test_lint_imports_no_heavy_libraries(tmp_path, command):
+    """Neither torch, Transformers, nor clients of S3 and the Hub."""
     file = a_file(tmp_path, [openai_row()])
     code = (
         "import sys; from tunemill_trainer.__main__ import main; main(sys.argv[1:]); "
@@ -211,13 +211,13 @@ def test_it_starts_without_the_heavy_libraries(tmp_path, command):
 
 
 def trainer(*arguments, **options):
-    """Run the command in a process of its own and return it when it has ended."""
+    """Run the command in a separate process and return it when it has ended."""
     command = [sys.executable, "-m", "tunemill_trainer", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, timeout=60, check=False, **options)
 
 
 def test_a_pipe_is_read(lint):
-    """It can be read only once, and the format is detected before the rows are read."""
+    """A pipe can be read only once, and the format is detected first."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as pipe:
         pipe.write(json.dumps(openai_row()).encode())
@@ -226,34 +226,34 @@ def test_a_pipe_is_read(lint):
     assert (code, result["summary"]["usableRows"]) == (0, 1)
 
 
-def test_a_file_that_is_not_there_hides_nothing_of_the_others(lint, tmp_path):
-    """Its name ends the command with 66, after the findings of the others."""
+def test_a_missing_file_does_not_hide_findings_of_others(lint, tmp_path):
+    """The command exits with 66 and the file's name, after the findings of the others."""
     code, result = lint(put("wrong.jsonl", [openai_row("b", town="Rome")]), "missing.jsonl")
     assert code == 66
     assert result["summary"]["errors"] == 2
 
 
-def test_a_name_that_is_no_text(tmp_path):
-    """File systems take any bytes as a name."""
+def test_a_file_name_with_invalid_utf_8_is_printed(tmp_path):
+    """File systems accept any bytes in a name."""
     path = tmp_path / os.fsdecode(b"rows\xff.jsonl")
     path.write_text(json.dumps(openai_row()))
     assert b"rows\\xff.jsonl" in trainer("lint", path).stdout
 
 
 def test_a_length_without_a_tokenizer_is_refused(lint, capsys):
-    """It would do nothing."""
+    """The option would have no effect."""
     assert lint(put("calls.jsonl", [openai_row()]), "--max-length", 5) == (64, None)
 
 
 @pytest.mark.parametrize("base", ["./no-such-folder", "/no/such", "models/tiny/"])
-def test_a_folder_that_is_not_there_is_said_so(lint, base, monkeypatch):
-    """What can be no id on the Hub is not looked for there."""
+def test_a_missing_tokenizer_folder_is_reported(lint, base, monkeypatch):
+    """A path that cannot be an id is not searched on the Hub."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert lint(put("calls.jsonl", [openai_row()]), "--tokenizer", base) == (66, None)
 
 
-def test_a_console_that_lacks_a_character(tmp_path):
-    """It shows an escape."""
+def test_a_character_missing_in_the_console_encoding_is_escaped(tmp_path):
+    """The output continues."""
     path = tmp_path / "calls.jsonl"
     path.write_text(json.dumps(openai_row("a", town="x")))
     ended = trainer("lint", path, env=os.environ | {"PYTHONIOENCODING": "ascii"})
@@ -262,8 +262,8 @@ def test_a_console_that_lacks_a_character(tmp_path):
     assert b"Traceback" not in ended.stderr
 
 
-def test_a_reader_that_has_seen_enough_ends_the_output_quietly(tmp_path):
-    """As head does."""
+def test_a_closed_output_pipe_ends_the_command_quietly(tmp_path):
+    """As with head."""
     path = tmp_path / "calls.jsonl"
     path.write_text("".join(json.dumps(openai_row(str(number), town="x")) + "\n" for number in range(500)))
     command = [sys.executable, "-m", "tunemill_trainer", "lint", path, "--json"]

@@ -1,4 +1,4 @@
-"""`tunemill models`: the catalogue, and what is known about one base model."""
+"""`tunemill models`: the catalogue, and details of one base model."""
 
 import json
 from pathlib import Path
@@ -30,8 +30,8 @@ def test_the_catalogue_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  LoRA                       2e-4    2e-4    1e-4    5e-5" in printed
 
 
-def test_a_known_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is assumed about it."""
+def test_a_known_model_has_no_assumptions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its family is in the catalogue."""
     assert tunemill(["models", a_base(tmp_path, QWEN3)]) == 0
     printed = capsys.readouterr().out
     assert "  family            Qwen3\n" in printed
@@ -40,8 +40,8 @@ def test_a_known_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "Assumed" not in printed
 
 
-def test_an_unknown_model_is_described_with_what_is_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its call format is found by rendering calls; the other assumptions are listed."""
+def test_an_unknown_model_is_described_with_its_assumptions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its call format is found by rendering calls; other properties are assumptions."""
     config = {"model_type": "arcee", "architectures": ["ArceeForCausalLM"]}
     assert tunemill(["models", a_base(tmp_path, config)]) == 0
     printed = capsys.readouterr().out
@@ -50,8 +50,8 @@ def test_an_unknown_model_is_described_with_what_is_assumed(tmp_path: Path, caps
     assert "- FP16 is precise enough" in printed
 
 
-def test_a_multimodal_model_is_known_by_its_text_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is served merged or as adapter as its own `model_type` is."""
+def test_a_multimodal_model_is_recognised_by_its_text_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own `model_type` decides whether it is served merged or as adapter."""
     config = {
         "model_type": "gemma3",
         "architectures": ["Gemma3ForConditionalGeneration"],
@@ -82,20 +82,20 @@ def test_a_multimodal_model_is_known_by_its_text_part(tmp_path: Path, capsys: py
 def test_a_model_that_cannot_be_trained_is_an_error(
     config: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Everything that is known is printed all the same."""
+    """The known properties are still printed."""
     assert tunemill(["models", a_base(tmp_path, config)]) == 64
     printed = capsys.readouterr()
     assert "cannot be trained" in printed.err
     assert "calls             hermes" in printed.out
 
 
-def test_a_model_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The message names it, in one line."""
+def test_a_missing_model_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its name, in one line."""
     assert tunemill(["models", str(tmp_path / "typo")]) == 66
     assert str(tmp_path / "typo") in capsys.readouterr().err
 
 
-def test_the_json_is_documented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_output_is_documented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In both forms; together they have every documented field."""
     missing = set()
     config = {"model_type": "arcee", "architectures": ["ArceeForCausalLM"]}

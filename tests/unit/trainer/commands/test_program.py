@@ -1,4 +1,4 @@
-"""What all commands have in common: help, usage errors, Ctrl-C, progress bars and completion."""
+"""Behaviour shared by all commands: help, usage errors, Ctrl-C, progress bars and completion."""
 
 import io
 import os
@@ -39,14 +39,14 @@ COMMANDS = [
 
 
 def usage_error(entry_point, *arguments: str) -> int:
-    """Return the exit code with which argparse ends."""
+    """Return the exit code of argparse."""
     with pytest.raises(SystemExit) as ended:
         entry_point(arguments)
     return ended.value.code
 
 
 def test_help_groups_the_commands_by_task(capsys):
-    """The stages are commands of the image's entry point only, and `evaluate` of the laptop's is another command."""
+    """Stages are commands of the image only; `evaluate` on a laptop is another command."""
     assert usage_error(tunemill, "--help") == 0
     overview = capsys.readouterr().out
     headings = [line for line in overview.splitlines() if line in set(Task)]
@@ -64,8 +64,8 @@ def test_help_groups_the_commands_by_task(capsys):
 
 
 @pytest.mark.parametrize("entry_point", [tunemill, main], ids=["tunemill", "tunemill-trainer"])
-def test_version(entry_point, capsys):
-    """The version of the distribution, after the name of the program."""
+def test_version_is_that_of_the_distribution(entry_point, capsys):
+    """After the name of the program."""
     assert usage_error(entry_point, "--version") == 0
     name = "tunemill" if entry_point is tunemill else "tunemill-trainer"
     assert capsys.readouterr().out.split() == [name, program._version()]
@@ -83,8 +83,8 @@ def test_version(entry_point, capsys):
         (["gpu-check", "--minutes", "-1"], "argument --minutes: expected a number above 0"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_that_names_the_option(arguments, message, capsys):
-    """It ends with exit code 2 and says where the help is."""
+def test_a_usage_error_is_one_line_with_the_option(arguments, message, capsys):
+    """It exits with 2 and refers to the help."""
     assert usage_error(tunemill, *arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"tunemill {arguments[0]}: ")
@@ -102,7 +102,7 @@ def test_a_wrong_command_line_is_one_line_that_names_the_option(arguments, messa
     ],
 )
 def test_every_command_has_help(entry_point, command, capsys):
-    """Every `%` in a help text is formatted, and the examples are parsed as they are shown."""
+    """Every `%` in a help text is formatted, and the examples can be parsed."""
     assert usage_error(entry_point, command.name, "--help") == 0
     assert "options:" in capsys.readouterr().out
     name = "tunemill" if entry_point is tunemill else "tunemill-trainer"
@@ -114,15 +114,15 @@ def test_every_command_has_help(entry_point, command, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["run", "x.yaml"], ["plan", "x.yaml"], ["gpu-check"]])
-def test_without_the_training_libraries_the_extra_is_named(arguments, monkeypatch, capsys):
+def test_missing_training_libraries_are_reported_with_the_extra(arguments, monkeypatch, capsys):
     """The light install has no torch."""
     monkeypatch.setattr(program, "_has_training_libraries", lambda: False)
     assert tunemill(arguments) == ExitCode.CONFIGURATION
     assert "pip install 'tunemill[train]'" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line(monkeypatch, tmp_path, capfd):
-    """Output that cannot be written is no bug of Tunemill."""
+def test_a_full_disk_is_reported_in_one_line(monkeypatch, tmp_path, capfd):
+    """An output error is not a bug of Tunemill."""
     path = a_file(tmp_path, [openai_row()]).path
     command = [sys.executable, "-m", "tunemill_trainer", "lint", path]
     with Path("/dev/full").open("wb") as full:
@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_line(monkeypatch, tmp_path, capfd):
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
+def test_ctrl_c_exits_with_130_and_one_line(tmp_path):
     """While a command waits for its input."""
     fifo = tmp_path / "rows"
     os.mkfifo(fifo)
@@ -156,7 +156,7 @@ spec: {baseModel: {id: ./base}, dataset: {uri: ./calls.jsonl}, publish: {reposit
 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_the_stage_of_a_run(tmp_path, monkeypatch, capsys):
-    """The stage gets one SIGTERM, also when the terminal sends SIGINT to both processes; the run ends with 130."""
+    """The stage gets one SIGTERM, also when the terminal sends SIGINT to both processes; the run exits with 130."""
     python, started = tmp_path / "python", tmp_path / "started"
     python.write_text(
         f"#!{sys.executable}\nimport signal, sys, pathlib\n"
@@ -183,8 +183,8 @@ def test_ctrl_c_stops_the_stage_of_a_run(tmp_path, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_manifest_may_come_from_standard_input(monkeypatch):
-    """Its relative paths start at the current folder, and its ConfigMaps are read with it."""
+def test_a_manifest_can_be_read_from_standard_input(monkeypatch):
+    """Relative paths start at the current folder, and its ConfigMaps are read."""
     config_map = "---\nkind: ConfigMap\nmetadata: {name: c}\ndata: {k: v}\n---\nkind: ConfigMap\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(MANIFEST + config_map))
     loaded = manifest.load(Path("-"))
@@ -193,7 +193,7 @@ def test_a_manifest_may_come_from_standard_input(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["../../etc", "7", "[a]", "A b"])
-def test_a_name_that_kubernetes_refuses_names_no_folder(name, tmp_path, capsys):
+def test_an_invalid_object_name_is_rejected(name, tmp_path, capsys):
     """The name becomes a part of paths."""
     path = tmp_path / "finetune.yaml"
     path.write_text(MANIFEST.replace("{name: tools}", f"{{name: {name}}}"))
@@ -202,15 +202,15 @@ def test_a_name_that_kubernetes_refuses_names_no_folder(name, tmp_path, capsys):
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream whose isatty is true."""
 
     def isatty(self) -> bool:
-        """Say so."""
+        """Return true."""
         return True
 
 
-def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(tmp_path, monkeypatch, capsys):
-    """With the number of rows as its end, which is counted before they are read."""
+def test_a_progress_bar_is_drawn_on_terminals_only(tmp_path, monkeypatch, capsys):
+    """Its total is the number of rows, counted before they are read."""
     path = a_file(tmp_path, [openai_row(str(number)) for number in range(300)]).path
     assert tunemill(["lint", str(path)]) == 0
     assert capsys.readouterr().err == ""
@@ -260,7 +260,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
     ],
 )
 def test_bash_completes_commands_options_values_and_files(words, completed, tmp_path, capsys):
-    """As readline asks for it."""
+    """With the interface of readline."""
     (tmp_path / "calls.jsonl").touch()
     assert tunemill(["completion", "bash"]) == 0
     script = capsys.readouterr().out
@@ -271,8 +271,8 @@ def test_bash_completes_commands_options_values_and_files(words, completed, tmp_
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_get_every_command(shell, capsys):
-    """Where the shell is installed, it parses the script."""
+def test_completion_scripts_of_other_shells_have_every_command(shell, capsys):
+    """If the shell is installed, it parses the script."""
     assert tunemill(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(name in script for name in COMMANDS)

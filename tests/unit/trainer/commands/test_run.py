@@ -1,4 +1,4 @@
-"""The manifest of `kubectl apply` is what `tunemill run` takes, with its mistakes named."""
+"""`tunemill run` takes the manifest of `kubectl apply`, and reports its mistakes."""
 
 import re
 from datetime import UTC, datetime
@@ -35,26 +35,26 @@ def manifest(folder: Path, text: str) -> Path:
 
 
 def test_the_smallest_manifest_gets_all_defaults(tmp_path: Path) -> None:
-    """Proves that a manifest needs nothing for one machine that it does not need for the cluster."""
+    """A minimal manifest for the cluster is enough for one machine."""
     run = manifests.load(manifest(tmp_path, SMALLEST)).run
     assert (run.namespace, run.name, run.prepared) == ("team-a", "support-tools", None)
     assert run.spec.training.learning_rate == "Auto"
 
 
-def test_other_objects_in_the_file_are_passed_over(tmp_path: Path) -> None:
-    """A file with a Secret and the object works."""
+def test_other_objects_in_the_file_are_ignored(tmp_path: Path) -> None:
+    """For example a Secret."""
     both = "kind: Secret\napiVersion: v1\n---\n" + SMALLEST + "\n---\n"
     assert manifests.load(manifest(tmp_path, both)).run.name == "support-tools"
 
 
-def test_the_outputs_go_where_the_cluster_puts_those_of_the_namespace(tmp_path: Path) -> None:
-    """Proves that a laptop and a cluster with one manifest find each other's outputs."""
+def test_outputs_are_stored_in_the_same_namespace_folder_as_by_the_cluster(tmp_path: Path) -> None:
+    """A laptop and a cluster with the same manifest reuse each other's outputs."""
     run = manifests.load(manifest(tmp_path, SMALLEST)).run
     assert run.spec.workspace.uri == "s3://team-a-data/tunemill/team-a/"
 
 
-def test_config_maps_of_the_file_are_what_a_pod_has_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proves that a manifest with its ConfigMaps needs no cluster; one that is not there is left to prepare to tell."""
+def test_config_maps_of_the_file_are_used_like_mounted_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare reports a missing one."""
     monkeypatch.setenv(config_maps.ENV_CONFIG_DIRECTORY, str(tmp_path / "config"))
     config_map = 'kind: ConfigMap\nmetadata: {name: support}\ndata: {schema: \'[{"name": "f"}]\'}\n---\n'
     tools = "  tools: {configMapKeyRef: {name: support, key: schema}}\n"
@@ -68,7 +68,7 @@ def test_config_maps_of_the_file_are_what_a_pod_has_mounted(tmp_path: Path, monk
     assert "spec.tokenizer.chatTemplate" in raised.value.message
 
 
-def test_suites_and_general_rows_may_be_files_of_this_machine(tmp_path: Path) -> None:
+def test_suites_and_general_rows_can_be_local_files(tmp_path: Path) -> None:
     """Relative paths start at the folder of the manifest, also within lists."""
     data = "dataset: {uri: ./calls.jsonl, replay: {uri: ./chat.jsonl}}"
     suites = (
@@ -85,8 +85,8 @@ def test_suites_and_general_rows_may_be_files_of_this_machine(tmp_path: Path) ->
     ]
 
 
-def test_data_on_the_hub_needs_a_workspace_of_its_own(tmp_path: Path) -> None:
-    """Proves that the rule of the CRD holds without an API server."""
+def test_data_on_the_hub_requires_a_workspace(tmp_path: Path) -> None:
+    """The rule of the CRD applies without an API server."""
     with pytest.raises(StageError) as raised:
         manifests.load(manifest(tmp_path, SMALLEST.replace("s3://team-a-data/calls.jsonl", "hf://acme/calls")))
     assert "spec.workspace.uri is needed" in raised.value.message
@@ -105,8 +105,8 @@ def test_data_on_the_hub_needs_a_workspace_of_its_own(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_a_mistake_is_named_by_its_path(tmp_path: Path, change: dict, named: str) -> None:
-    """Proves that unknown fields and wrong values end in InvalidSpec with the field."""
+def test_an_invalid_field_is_reported_with_its_path(tmp_path: Path, change: dict, named: str) -> None:
+    """Unknown fields and invalid values are InvalidSpec."""
     value = yaml.safe_load(SMALLEST)
     for key, part in change.items():
         value[key] = {**value[key], **part} if isinstance(part, dict) else part
@@ -117,20 +117,22 @@ def test_a_mistake_is_named_by_its_path(tmp_path: Path, change: dict, named: str
 
 
 @pytest.mark.parametrize("text", ["", "{", "- a\n- b\n"])
-def test_what_is_no_manifest_gives_a_sentence(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Proves that the command line prints what is wrong and exits with 64."""
+def test_an_invalid_manifest_is_reported_in_one_sentence(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With exit code 64."""
     assert one_machine.run(manifest(tmp_path, text), tmp_path / "work") == 64
     assert "InvalidSpec" in capsys.readouterr().err
 
 
-def test_a_manifest_that_is_not_there_gives_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Proves that a mistyped path gives no traceback."""
+def test_a_missing_manifest_is_reported_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a traceback."""
     assert one_machine.run(tmp_path / "typo.yaml", tmp_path / "work") == 64
     assert "typo.yaml" in capsys.readouterr().err
 
 
-def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> None:
-    """Proves what a user sees at the end."""
+def test_the_summary_has_stages_metrics_and_location() -> None:
+    """It is the last output of a run."""
     now = datetime.now(UTC)
     metric = MetricFacts(name="exact_match", base="0.0000", tuned="0.9300", cases=40)
     common = {"key": "k", "started_at": now, "finished_at": now}
@@ -167,7 +169,7 @@ def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> No
 
 
 def ends_with(monkeypatch: pytest.MonkeyPatch, published: PublishedFacts | StageFailure) -> None:
-    """Let all stages end at once: well, but for publish when it is given a failure."""
+    """Let all stages succeed at once, or publish fail with the given failure."""
     now = datetime.now(UTC)
     facts: dict[Stage, dict[str, Any]] = {
         Stage.TRAIN: {
@@ -188,27 +190,27 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, published: PublishedFacts | Stage
     monkeypatch.setattr(one_machine, "_run_stage", ended)
 
 
-def test_a_draft_is_no_success(
+def test_a_draft_is_not_a_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Proves that a pipeline stops at a draft as at any gate that is not passed, and that the summary calls it one."""
+    """A pipeline stops at a draft as at a missed gate, and the summary names it a draft."""
     draft = PublishedFacts(repository="acme/tools", revision="abc", branch="tunemill-draft-1234", draft=True)
     ends_with(monkeypatch, draft)
     assert one_machine.run(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
     assert "draft, because a gate is not passed: acme/tools@abc" in capsys.readouterr().out
 
 
-def test_who_misses_a_gate_sees_the_figures(
+def test_a_missed_gate_is_reported_with_the_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Proves that the summary comes also when the last stage fails, with the exit code of the failure."""
+    """The summary is printed when the last stage fails, with the exit code of the failure."""
     ends_with(monkeypatch, failure_of(Reason.GATE_NOT_PASSED, "not passed"))
     assert one_machine.run(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
     assert "0.9300" in capsys.readouterr().out
 
 
-def test_paths_start_at_the_manifest(tmp_path: Path) -> None:
-    """Proves that paths become absolute, blanks and patterns included, and that outputs have a place of their own."""
+def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
+    """They become absolute, also with spaces and patterns, and outputs have a separate folder."""
     value = yaml.safe_load(SMALLEST)
     value["spec"] |= {"baseModel": {"id": "../models/a b"}, "dataset": {"uri": "./rows/*.jsonl"}}
     value["spec"]["publish"]["repository"] = str(tmp_path / "result")
@@ -221,8 +223,8 @@ def test_paths_start_at_the_manifest(tmp_path: Path) -> None:
     assert run.spec.workspace.uri == f"{base}/team/tunemill/team-a/"
 
 
-def test_a_pod_reads_no_files_of_its_own(tmp_path: Path) -> None:
-    """Proves that the spec of an object that says file:// ends in InvalidSpec: there are credentials in a pod."""
+def test_a_pod_rejects_file_uris(tmp_path: Path) -> None:
+    """In a cluster file:// is InvalidSpec: a pod contains credentials."""
     run = manifests.load(manifest(tmp_path, SMALLEST.replace("s3://team-a-data/calls.jsonl", "/var/run/secrets/"))).run
     path = tmp_path / "run.json"
     path.write_text(run.model_copy(update={"local": False}).model_dump_json(by_alias=True))

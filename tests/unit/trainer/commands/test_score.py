@@ -1,4 +1,4 @@
-"""`tunemill score`: a file of rows and a file of replies become a report."""
+"""`tunemill score`: a report from a file of rows and a file of replies."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ Scored = Callable[..., tuple[int, str, str]]
 
 
 def a_row(identifier: Any, *calls: dict, **fields: Any) -> dict:
-    """An OpenAI row whose right answer makes these calls, or says hello."""
+    """An OpenAI row whose expected answer has these calls, or is a greeting."""
     answer: dict[str, Any] = {"role": "assistant", "content": "Hello!"}
     if calls:
         answer = {"role": "assistant", "tool_calls": [{"type": "function", "function": call} for call in calls]}
@@ -37,7 +37,7 @@ def a_row(identifier: Any, *calls: dict, **fields: Any) -> dict:
 
 
 def says(*calls: dict) -> str:
-    """A reply with these calls as Hermes writes them."""
+    """A reply with these calls in Hermes format."""
     return "".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in calls) or "Hello!"
 
 
@@ -66,7 +66,7 @@ def scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Scored:
 
 
 def test_rows_are_judged_one_by_one(scored: Scored):
-    """In the order of the rows, whatever the order of the outputs, with the reason for what is wrong."""
+    """In the order of the rows, whatever the order of the replies, with the reason of each mistake."""
     rows = [a_row("a", OSLO), a_row("b", OSLO), a_row("c"), a_row(4, OSLO, OSLO)]
     outputs = [
         {"id": 4, "output": says(OSLO)},
@@ -94,8 +94,8 @@ def test_rows_are_judged_one_by_one(scored: Scored):
     assert set(report["slices"]) == {"no_call", "single_call", "multi_call"}
 
 
-def test_people_read_tables(scored: Scored):
-    """Without --json: metrics with intervals, tools, and the first mistakes with their reasons."""
+def test_text_output_has_tables(scored: Scored):
+    """Metrics with intervals, tools, and the first mistakes with their reasons."""
     code, out, _ = scored([a_row("a", OSLO), a_row("b", OSLO)], [{"id": i, "output": says(OSLO)} for i in "ab"])
     assert code == 0
     assert "2 rows in OpenAI format, replies in hermes format" in out
@@ -120,8 +120,8 @@ def test_people_read_tables(scored: Scored):
         {"query": "?", "answers": json.dumps([OSLO]), "tools": json.dumps([WEATHER["function"]])},
     ],
 )
-def test_rows_of_any_format(scored: Scored, tmp_path: Path, row: dict):
-    """The id is next to the format's own fields; the tools of rows without any come from a file."""
+def test_rows_can_have_any_format(scored: Scored, tmp_path: Path, row: dict):
+    """The id is next to the fields of the format; rows without tools use those of a file."""
     tools = tmp_path / "tools.json"
     tools.write_text(json.dumps([WEATHER]))
     right = {"name": "weather", "arguments": {"city": "OSLO", "days": 1}}
@@ -130,8 +130,8 @@ def test_rows_of_any_format(scored: Scored, tmp_path: Path, row: dict):
     assert json.loads(out)["rows"][0]["ast_match"] is True
 
 
-def test_the_last_assistant_message_is_the_answer(scored: Scored):
-    """What comes before is history, what comes after is passed over."""
+def test_the_last_assistant_message_is_the_expected_answer(scored: Scored):
+    """Earlier messages are history, later ones are ignored."""
     row = a_row("a", OSLO)
     call = {"id": "c1", "type": "function", "function": OSLO}
     row["messages"] = [
@@ -163,15 +163,15 @@ def test_the_last_assistant_message_is_the_answer(scored: Scored):
         (f"Sure: {json.dumps(OSLO)}", ["--reply-format", "llama3_json"], "llama3_json"),
     ],
 )
-def test_replies_of_any_family(scored: Scored, output: str, options: list[str], reply_format: str):
-    """The way of writing calls is detected or forced, and marks of the end are no part of a call."""
+def test_replies_can_have_any_call_format(scored: Scored, output: str, options: list[str], reply_format: str):
+    """It is detected or set by an option. End markers are not part of a call."""
     report = json.loads(scored([a_row("a", OSLO)], [{"id": "a", "output": output}], "--json", *options)[1])
     assert report["rows"][0]["exact_match"] is True
     assert report["formats"]["replies"] == reply_format
 
 
-def test_an_unknown_format_gets_no_figures(scored: Scored):
-    """Marks that nobody knows, around a tool that is wanted: 0 % would be a lie about the model."""
+def test_an_unknown_call_format_gets_no_metrics(scored: Scored):
+    """Unknown marks around a tool name: 0 % would be wrong."""
     outputs = [{"id": "a", "output": f"<action>{json.dumps(OSLO)}</action>"}]
     code, out, _ = scored([a_row("a", OSLO)], outputs, "--json")
     report = json.loads(out)
@@ -181,15 +181,15 @@ def test_an_unknown_format_gets_no_figures(scored: Scored):
     assert json.loads(scored([a_row("a", OSLO)], outputs, "--json", "--reply-format", "hermes")[1])["metrics"]
 
 
-def test_the_datas_own_name_of_a_tool_is_the_servers(scored: Scored):
-    """Rows get names that servers take; a model that was shown the old one is not wrong for it."""
+def test_original_tool_names_are_accepted(scored: Scored):
+    """Names are changed for servers; a model that was given the original one is not wrong."""
     call = {"name": "Market Trends API", "arguments": {"kind": "stock"}}
     report = json.loads(scored([a_row("a", call)], [{"id": "a", "output": says(call)}], "--json")[1])
     assert report["rows"][0]["exact_match"] is True
 
 
-def test_marks_at_the_end_say_who_finished(scored: Scored):
-    """Where one reply has such a mark, the others were cut off; `finished` says it outright; else nobody knows."""
+def test_end_markers_show_which_replies_finished(scored: Scored):
+    """If one reply has a marker, those without were cut off. `finished` is explicit; otherwise it is unknown."""
     rows = [a_row(i, OSLO) for i in range(3)]
     outputs = [
         {"id": 0, "output": says(OSLO) + "<|im_end|>"},
@@ -228,8 +228,8 @@ ROW, OUTPUT = a_row("a", OSLO), {"id": "a", "output": "No."}
         ([{"id": 1, "said": "?"}], [OUTPUT], "found the fields: id, said"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(scored: Scored, rows: list, outputs: list, message: str):
-    """With exit code 65, the place and what to do, on one line and without a traceback."""
+def test_mismatched_files_are_rejected(scored: Scored, rows: list, outputs: list, message: str):
+    """With exit code 65, the place and a remedy, in one line without a traceback."""
     code, out, err = scored(rows, outputs, "--json")
     assert (code, out) == (65, "")
     assert err.startswith("tunemill score: ")
@@ -237,14 +237,14 @@ def test_files_that_do_not_fit_are_refused(scored: Scored, rows: list, outputs: 
     assert err.count("\n") == 1
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Named, with exit code 66."""
+def test_a_missing_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With exit code 66."""
     assert main(["score", "--rows", str(tmp_path / "no.jsonl"), "--outputs", "no"]) == 66
     assert "no.jsonl could not be read: No such file or directory. Correct the path." in capsys.readouterr().err
 
 
-def test_a_gzipped_list_is_read_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Rows and outputs come in every wrapping that data may have."""
+def test_a_gzipped_list_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Rows and replies can have every file type of data."""
     rows, outputs = tmp_path / "rows.json.gz", tmp_path / "outputs.json"
     rows.write_bytes(gzip.compress(json.dumps([ROW]).encode()))
     outputs.write_text(json.dumps([{"id": "a", "output": says(OSLO)}]))
@@ -252,8 +252,8 @@ def test_a_gzipped_list_is_read_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out)["metrics"]["exact_match"] == 1.0
 
 
-def test_a_reader_that_has_seen_enough(tmp_path: Path):
-    """`| head` ends it without a word."""
+def test_a_closed_output_pipe_ends_the_output_quietly(tmp_path: Path):
+    """For example `| head`."""
     rows = written(tmp_path / "r", [a_row(number, OSLO) for number in range(3000)])
     outputs = written(tmp_path / "o", [{"id": number, "output": "No."} for number in range(3000)])
     command = f"{sys.executable} -m tunemill_trainer score --rows {rows} --outputs {outputs} --json | head -n 1"
@@ -261,8 +261,8 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path):
     assert (ended.stdout, ended.stderr) == ("{\n", "")
 
 
-def test_no_training_stack_is_imported(tmp_path: Path):
-    """It must start at once, on a laptop without a GPU."""
+def test_score_imports_no_training_libraries(tmp_path: Path):
+    """It must start fast, on a laptop without a GPU."""
     arguments = ["--rows", written(tmp_path / "r", [ROW]), "--outputs", written(tmp_path / "o", [OUTPUT])]
     program = (
         "import sys; from tunemill_trainer.__main__ import main; code = main(sys.argv[1:]);"

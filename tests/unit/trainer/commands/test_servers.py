@@ -1,4 +1,4 @@
-"""`tunemill ask`, `evaluate` and `serve` against real servers in this process or as their own."""
+"""`tunemill ask`, `evaluate` and `serve` with real servers, in this process or separate ones."""
 
 import json
 import os
@@ -28,15 +28,15 @@ def tools(tmp_path: Path) -> str:
 
 
 def test_ask_prints_text_and_calls(tools, capsys):
-    """And exits with 0 when each call keeps to its schema."""
+    """It exits with 0 if each call is valid for its schema."""
     with a_chat_server(lambda _: completion("One moment.", [RIGHT])) as server:
         assert tunemill(["ask", "Weather in Seoul?", "--tools", tools, "--base-url", server.url]) == 0
     assert capsys.readouterr().out.splitlines() == ["One moment.", '→ get_weather {"city": "Seoul"}']
     assert server.requests[0]["messages"] == [{"role": "user", "content": "Weather in Seoul?"}]
 
 
-def test_ask_says_what_is_wrong_with_a_call(tools, capsys):
-    """By the schema of its tool; a call that is no JSON, and one of an unknown tool."""
+def test_ask_reports_an_invalid_call(tools, capsys):
+    """By the schema of its tool, as invalid JSON, or as an unknown tool."""
     calls = [WRONG, ("get_weather", "{"), ("fly", "{}")]
     with a_chat_server(lambda _: completion("Hm.", calls, reasoning="?")) as server:
         arguments = ["ask", "Weather?", "--tools", tools, "--base-url", server.url]
@@ -53,7 +53,7 @@ def test_ask_says_what_is_wrong_with_a_call(tools, capsys):
 
 
 def test_ask_sends_the_key_of_the_named_variable_only(tools, capsys, monkeypatch):
-    """The usual variable of a hosted service is not sent to any server."""
+    """The usual variable of a hosted service is not sent to other servers."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-you")
     monkeypatch.setenv("MY_KEY", "mine")
     with a_chat_server(lambda _: completion("Hello.")) as server:
@@ -65,8 +65,8 @@ def test_ask_sends_the_key_of_the_named_variable_only(tools, capsys, monkeypatch
     assert "NO_KEY of --api-key-env is not set" in capsys.readouterr().err
 
 
-def test_evaluate_judges_every_turn_as_the_stage_does(tmp_path, capsys):
-    """The server answers one call right, one wrong, one not at all; a row with errors is left out."""
+def test_evaluate_judges_every_turn_like_the_stage(tmp_path, capsys):
+    """One call is right, one wrong, one missing; a row with errors is skipped."""
     rows = [openai_row(f"Weather {number}?", city="Seoul") for number in range(3)]
     rows.append(openai_row("Bad", town="Rome"))
     path = a_file(tmp_path, rows, "rows.jsonl").path
@@ -98,8 +98,8 @@ def test_evaluate_judges_every_turn_as_the_stage_does(tmp_path, capsys):
     assert "2 rows in OpenAI format" in shown
 
 
-def test_evaluate_without_usable_rows(tmp_path, capsys):
-    """Nothing is asked."""
+def test_evaluate_without_usable_rows_sends_no_requests(tmp_path, capsys):
+    """The error is reported."""
     path = a_file(tmp_path, [openai_row("Bad", town="Rome")], "rows.jsonl").path
     assert tunemill(["evaluate", "--dataset", str(path), "--base-url", "http://127.0.0.1:9/v1"]) == 65
     assert f"1 rows have errors: {path} line 1: " in capsys.readouterr().err
@@ -124,7 +124,7 @@ END
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_starts_the_engine_and_ends_with_it(tmp_path, number):
-    """For a folder that a run published to; the flags after -- reach the engine. Ctrl-C is how a server ends."""
+    """For a folder published by a run; flags after -- are passed to the engine. Ctrl-C stops the server."""
     place = tmp_path / "result"
     release = a_release(place / "releases" / "c0ffee", contract_of("", place.as_uri()), adapter=False)
     (place / "main").symlink_to(Path("releases") / "c0ffee")
@@ -154,16 +154,16 @@ def test_serve_starts_the_engine_and_ends_with_it(tmp_path, number):
     assert any(line.startswith("curl http://127.0.0.1:") for line in lines)
 
 
-def test_serve_of_an_adapter_without_its_server(tmp_path, capsys, monkeypatch):
-    """Transformers is installed, but loads no adapter: the message names the server to install."""
+def test_serve_of_an_adapter_names_the_server_to_install(tmp_path, capsys, monkeypatch):
+    """Transformers is installed, but does not load adapters."""
     monkeypatch.setenv("PATH", str(tmp_path))
     release = a_release(tmp_path / "release", contract_of("acme/tools", ""), adapter=True)
     assert tunemill(["serve", str(release)]) == ExitCode.CONFIGURATION
     assert "vLLM is not installed. Run: pip install vllm" in capsys.readouterr().err
 
 
-def test_serve_of_what_is_no_release(tmp_path, capsys):
-    """One line each."""
+def test_serve_of_an_invalid_release_is_reported(tmp_path, capsys):
+    """In one line."""
     assert tunemill(["serve", str(tmp_path)]) == 66
     assert "has no serving.json" in capsys.readouterr().err
     assert tunemill(["serve", "not/a/repository"]) == 66

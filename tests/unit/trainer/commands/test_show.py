@@ -1,4 +1,4 @@
-"""`tunemill show`: rows as the trainer understands them, and what of them is learnt."""
+"""`tunemill show`: rows as the trainer reads them, and which parts are trained on."""
 
 import json
 import os
@@ -35,7 +35,7 @@ BROKEN = openai_row("b", town="Rome")
 
 @pytest.fixture
 def show(tmp_path, capsys, monkeypatch):
-    """Writes rows to a file and runs the command; returns the exit code, what it printed and what it complained of."""
+    """Writes rows to a file and runs the command; returns the exit code, the output and the errors."""
     monkeypatch.chdir(tmp_path)
 
     def run(rows, *arguments):
@@ -46,8 +46,8 @@ def show(tmp_path, capsys, monkeypatch):
     return run
 
 
-def test_json_has_a_row_in_openais_form(show):
-    """Arguments are objects, reasoning has its field, answers name their call, and it says which turns are learnt."""
+def test_json_output_has_rows_in_openai_format(show):
+    """Arguments are objects, reasoning has its field, responses have the id of their call, and turns have `loss`."""
     code, out, _ = show([SPOKEN], "--json")
     row = json.loads(out)
     assert code == 0
@@ -68,14 +68,14 @@ def test_json_has_a_row_in_openais_form(show):
     assert row["learnt"] == [False, True]
 
 
-def test_what_json_prints_is_read_as_the_same_row(show):
-    """Whoever keeps it as a data set keeps what was meant, apart from what is not learnt."""
+def test_json_output_is_read_as_the_same_row(show):
+    """It can be used as a data set with the same meaning, except for the loss mask."""
     printed = json.loads(show([SPOKEN], "--json")[1])
     assert json.loads(show([printed], "--json")[1]) == printed | {"learnt": [True, True]}
 
 
-def test_text_for_people(show):
-    """A heading a turn; the assistant's says whether it is learnt."""
+def test_text_output(show):
+    """A heading per turn; for the assistant, whether it is trained on."""
     code, out, _ = show([SPOKEN])
     assert code == 0
     assert out == (
@@ -100,8 +100,8 @@ def test_text_for_people(show):
     )
 
 
-def test_a_row_of_no_use_ends_with_65_and_hides_no_other(show):
-    """Its findings stand in its place; JSON leaves it out and complains."""
+def test_an_unusable_row_exits_with_65_and_does_not_hide_others(show):
+    """Its findings are shown instead; JSON output omits it."""
     code, out, _ = show([openai_row("a"), BROKEN, openai_row("c")])
     assert code == 65
     assert "line 2  (OpenAI)\n  error: extra-argument: get_weather has the argument town" in out
@@ -111,24 +111,24 @@ def test_a_row_of_no_use_ends_with_65_and_hides_no_other(show):
     assert "calls.jsonl line 2: error: extra-argument" in err
 
 
-def test_one_row_of_many(show):
-    """By its number; one that is not there is said so."""
+def test_one_row_can_be_selected(show):
+    """By its number; a missing one is reported."""
     rows = [openai_row(str(number)) for number in range(3)]
     assert json.loads(show(rows, "--row", 2, "--json")[1])["line"] == 2
     code, _, err = show(rows, "--row", 7)
     assert (code, "--row is 7, and no file has this row" in err) == (66, True)
 
 
-def test_a_file_of_no_format_is_told(show):
-    """As lint tells it."""
+def test_a_file_without_a_known_format_is_reported(show):
+    """As by lint."""
     code, out, err = show([{"prompt": "a"}])
     assert (code, out) == (65, "")
     assert "found the fields: prompt" in err
 
 
 @pytest.mark.parametrize(("special", "template"), [(CHATML, CHATML_TEMPLATE), (GEMMA, GEMMA_TEMPLATE)])
-def test_with_a_tokenizer_the_text_that_the_model_sees(show, tmp_path, special, template):
-    """With the template that prepare would choose; the end of a turn is learnt, its head is not."""
+def test_with_a_tokenizer_the_rendered_text_is_shown(show, tmp_path, special, template):
+    """With the template chosen by prepare; the end of a turn is trained on, its header is not."""
     a_speaker(special, template=template).save_pretrained(tmp_path / "base")
     code, out, _ = show([SPOKEN], "--tokenizer", tmp_path / "base")
     end = "<|im_end|>" if special is CHATML else "<end_of_turn>"
@@ -142,8 +142,8 @@ def test_with_a_tokenizer_the_text_that_the_model_sees(show, tmp_path, special, 
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
-def test_colours_are_for_terminals(tmp_path, no_color, coloured):
-    """What the row holds of control characters is shown and not obeyed, also between them."""
+def test_colours_are_used_on_terminals_only(tmp_path, no_color, coloured):
+    """Control characters of the row are escaped, also next to colours."""
     path = tmp_path / "calls.jsonl"
     path.write_text(json.dumps(openai_row("\x1b[31mred")))
     ours, theirs = pty.openpty()
@@ -159,7 +159,7 @@ def test_colours_are_for_terminals(tmp_path, no_color, coloured):
 
 
 def test_the_changes_of_the_augmentation_are_shown(show):
-    """Each row as it is trained on, and the rows that are added, by the settings of a manifest."""
+    """Each row as it is trained on, and the added rows, with the settings of a manifest."""
     described = openai_row()["tools"][0]
     other = {"type": "function", "function": {"name": "play_song", "description": "Plays", "parameters": {}}}
     row = openai_row() | {"tools": [described, other]}
@@ -174,8 +174,8 @@ def test_the_changes_of_the_augmentation_are_shown(show):
     assert json.loads(out.splitlines()[0])["messages"][0] == row["messages"][0]
 
 
-def test_wrong_settings_of_the_augmentation_are_named(show):
-    """The field, and how the option is written."""
+def test_invalid_augmentation_settings_are_reported(show):
+    """With the field and the syntax of the option."""
     code, _, complaint = show([openai_row()], "--augmentation", '{"maskedNames": "2"}')
     assert code == 64
     assert "--augmentation: maskedNames: " in complaint

@@ -1,4 +1,4 @@
-"""`tunemill verify` against a Hub: a release that is as it was published, and every way in which it is not."""
+"""`tunemill verify` with a Hub: a valid release, and every kind of change to it."""
 
 import hashlib
 import json
@@ -47,18 +47,18 @@ class Verifier:
         return repository.put(release, branch, "Publish")
 
     def publish_keyless(self, sigstore: LocalSigstore) -> None:
-        """Push a release that a service account has signed."""
+        """Push a release signed by a service account."""
         repository = Repository(self.api, NAME, lambda _seconds: None)
         repository.create(private=True)
         signer = KeylessSigner(sigstore.token, sigstore.trust_config())
         repository.put(a_release(self.folder / "release", signer), "main", "Publish")
 
     def put(self, path: str, content: bytes, name: str = NAME) -> None:
-        """Change a file as somebody with write access does."""
+        """Change a file as a user with write access."""
         self.api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=name)
 
     def statement(self) -> bytes:
-        """Return provenance.json as it was published."""
+        """Return provenance.json as published."""
         return (self.folder / "release" / "provenance.json").read_bytes()
 
     def key(self, number: int = 1) -> str:
@@ -68,7 +68,7 @@ class Verifier:
         return str(path)
 
     def verify(self, *options: str, name: str = NAME) -> tuple[int, str]:
-        """Run the command; return its exit code and what it said."""
+        """Run the command; return its exit code and output."""
         self._capsys.readouterr()  # what publishing has printed is not the command's
         code = main(["verify", name, "--endpoint", self.hub.url, *options])
         said = self._capsys.readouterr()
@@ -77,7 +77,7 @@ class Verifier:
 
 @pytest.fixture
 def verifier(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Verifier]:
-    """An empty Hub, and the token of somebody who may read everything."""
+    """An empty Hub, and a token with read access to everything."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setenv("HF_TOKEN", "alice-writes")
@@ -89,8 +89,8 @@ def verifier(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     enable_progress_bars()
 
 
-def test_a_release_is_verified_and_says_what_it_was_made_from(verifier: Verifier):
-    """Base model, data, image, run and the key's id, with the exit code 0."""
+def test_a_release_is_verified_with_its_provenance(verifier: Verifier):
+    """Base model, data, image, run and the key id, with exit code 0."""
     commit = verifier.publish()
     code, said = verifier.verify("--key", verifier.key())
     assert code == ExitCode.DONE, said
@@ -101,8 +101,8 @@ def test_a_release_is_verified_and_says_what_it_was_made_from(verifier: Verifier
         assert words in said
 
 
-def test_an_unsigned_release_is_verified_with_a_warning_and_never_with_a_key(verifier: Verifier):
-    """Who asks for a signature does not take its absence for one."""
+def test_an_unsigned_release_is_verified_with_a_warning_but_not_with_a_key(verifier: Verifier):
+    """If a key is given, a missing signature is an error."""
     verifier.publish(signed=False)
     code, said = verifier.verify()
     assert code == ExitCode.DONE
@@ -113,8 +113,8 @@ def test_an_unsigned_release_is_verified_with_a_warning_and_never_with_a_key(ver
     assert "provenance.json is not signed" in said
 
 
-def test_a_signature_that_nobody_checked_is_not_called_valid(verifier: Verifier):
-    """Without a key the id in it is a claim."""
+def test_an_unchecked_signature_is_not_reported_as_valid(verifier: Verifier):
+    """Without a key, the key id is only a claim."""
     verifier.publish()
     code, said = verifier.verify()
     assert code == ExitCode.DONE
@@ -122,8 +122,8 @@ def test_a_signature_that_nobody_checked_is_not_called_valid(verifier: Verifier)
     assert "--key" in said
 
 
-def test_json_has_the_documented_fields(verifier: Verifier):
-    """With a key, without one, and when the statement cannot be trusted."""
+def test_json_output_has_the_documented_fields(verifier: Verifier):
+    """With a key, without one, and for an invalid statement."""
     commit = verifier.publish()
     for options, state in ((["--key", verifier.key()], "valid"), ([], "not checked")):
         code, said = verifier.verify("--json", *options)
@@ -138,8 +138,8 @@ def test_json_has_the_documented_fields(verifier: Verifier):
     assert undocumented(verify.COMMAND, said) == []
 
 
-def test_a_signature_without_a_key_is_verified_by_identity(verifier: Verifier, tmp_path: Path):
-    """Against the trust configuration of the instance. A file, the statement or the bundle that changed is noticed."""
+def test_a_keyless_signature_is_verified_by_identity(verifier: Verifier, tmp_path: Path):
+    """Against the trust configuration of the instance. A changed file, statement or bundle is detected."""
     with local_sigstore() as sigstore:
         verifier.publish_keyless(sigstore)
         trust = tmp_path / "trust.json"
@@ -177,7 +177,7 @@ def test_a_signature_without_a_key_is_verified_by_identity(verifier: Verifier, t
     assert "provenance.json is not signed by an identity: there is no provenance.json.sigstore.json" in said
 
 
-def test_options_for_an_identity_belong_together(verifier: Verifier, tmp_path: Path):
+def test_identity_options_must_be_given_together(verifier: Verifier, tmp_path: Path):
     """Nothing is checked with half of them."""
     name, issuer = ("--certificate-identity", "https://a"), ("--certificate-oidc-issuer", "https://b")
     bad = tmp_path / "trust.json"
@@ -194,8 +194,8 @@ def test_options_for_an_identity_belong_together(verifier: Verifier, tmp_path: P
         assert (found, words in said) == (code, True), said
 
 
-def test_another_key_is_noticed(verifier: Verifier):
-    """The message names the key that was expected."""
+def test_a_different_key_is_detected(verifier: Verifier):
+    """The message names the expected key."""
     verifier.publish()
     code, said = verifier.verify("--key", verifier.key(2))
     assert code == ExitCode.DATA_WRONG
@@ -205,8 +205,8 @@ def test_another_key_is_noticed(verifier: Verifier):
 
 @pytest.mark.parametrize("download", [[], ["--download"]], ids=["listed", "downloaded"])
 @pytest.mark.parametrize("path", ["README.md", "adapter_model.safetensors", "tunemill.json"])
-def test_a_file_that_was_changed_is_named(verifier: Verifier, path: str, download: list[str]):
-    """Text and weights, with the digest that was found and the one that is stated."""
+def test_a_changed_file_is_named(verifier: Verifier, path: str, download: list[str]):
+    """Text and weights, with the actual and the stated digest."""
     verifier.publish()
     verifier.put(path, b"changed")
     code, said = verifier.verify("--key", verifier.key(), *download)
@@ -214,15 +214,15 @@ def test_a_file_that_was_changed_is_named(verifier: Verifier, path: str, downloa
     assert f"{path} has sha256 {hashlib.sha256(b'changed').hexdigest()}, the statement has " in said
 
 
-def test_the_commit_that_was_published_stays_verified(verifier: Verifier):
-    """After an edit of the card on the branch, which is what the remedy says."""
+def test_the_published_commit_can_be_verified_after_later_commits(verifier: Verifier):
+    """For example after an edit of the card on the branch, as the remedy says."""
     commit = verifier.publish()
     verifier.put("README.md", b"# Edited")
     assert verifier.verify("--key", verifier.key())[0] == ExitCode.DATA_WRONG
     assert verifier.verify("--key", verifier.key(), "--revision", commit)[0] == ExitCode.DONE
 
 
-def test_a_file_that_was_added_or_removed_is_named(verifier: Verifier):
+def test_an_added_or_removed_file_is_named(verifier: Verifier):
     """Code or a second tokenizer file would be loaded with the model."""
     verifier.publish()
     verifier.put("modeling.py", b"import os")
@@ -233,8 +233,8 @@ def test_a_file_that_was_added_or_removed_is_named(verifier: Verifier):
     assert "README.md is in the statement but not in the repository" in said
 
 
-def test_files_of_ones_own_can_be_passed_over(verifier: Verifier):
-    """Not those of the release: an ignored one is missing."""
+def test_added_files_can_be_ignored_by_an_option(verifier: Verifier):
+    """But not files of the release: an ignored one is missing."""
     verifier.publish()
     verifier.put("NOTES.md", b"Ask us.")
     assert verifier.verify("--ignore", "NOTES.*")[0] == ExitCode.DONE
@@ -243,8 +243,8 @@ def test_files_of_ones_own_can_be_passed_over(verifier: Verifier):
     assert code == ExitCode.INPUT_MISSING, said
 
 
-def test_a_statement_that_was_changed_is_noticed_by_its_signature(verifier: Verifier):
-    """Somebody changes weights and statement together: the envelope no longer fits, and a plain statement is none."""
+def test_a_changed_statement_is_detected_by_its_signature(verifier: Verifier):
+    """Weights and statement are changed together: the envelope no longer matches, and a plain statement is unsigned."""
     verifier.publish()
     verifier.put("README.md", b"changed")
     release = verifier.folder / "release"
@@ -262,8 +262,8 @@ def test_a_statement_that_was_changed_is_noticed_by_its_signature(verifier: Veri
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"_type": "https://in-toto.io/Statement/v1"}']
 )
-def test_garbage_in_place_of_a_statement_is_no_statement(verifier: Verifier, content: bytes):
-    """It ends with a sentence and not with a traceback."""
+def test_an_invalid_statement_is_reported(verifier: Verifier, content: bytes):
+    """In one sentence without a traceback."""
     verifier.publish()
     verifier.put("provenance.json", content)
     code, said = verifier.verify()
@@ -272,8 +272,8 @@ def test_garbage_in_place_of_a_statement_is_no_statement(verifier: Verifier, con
     assert "Traceback" not in said
 
 
-def test_a_statement_that_forges_lines_shows_them_as_text(verifier: Verifier):
-    """What stands in it may be anybody's words."""
+def test_line_feeds_in_a_statement_are_escaped(verifier: Verifier):
+    """Its content is untrusted."""
     verifier.publish(signed=False)
     statement = json.loads(verifier.statement())
     statement["predicate"]["runDetails"]["builder"]["id"] = "x\nsignature   valid\x1b[2J"
@@ -284,7 +284,7 @@ def test_a_statement_that_forges_lines_shows_them_as_text(verifier: Verifier):
 
 
 def test_a_repository_without_a_statement_cannot_be_verified(verifier: Verifier):
-    """One of another tool, or of an older version; the exit code is not that of a good one."""
+    """Of another tool or an older version; the exit code differs from that of a valid release."""
     Repository(verifier.api, NAME, lambda _seconds: None).create(private=True)
     verifier.put("model.safetensors", b"weights")
     code, said = verifier.verify()
@@ -294,8 +294,8 @@ def test_a_repository_without_a_statement_cannot_be_verified(verifier: Verifier)
     assert verifier.verify()[0] == ExitCode.INPUT_MISSING
 
 
-def test_a_release_that_was_copied_elsewhere_has_to_be_named(verifier: Verifier):
-    """Signed files of an experiment do not pass for those of the repository that people deploy."""
+def test_a_release_copied_to_another_repository_needs_an_option(verifier: Verifier):
+    """Signed files of an experiment are not accepted in a production repository."""
     verifier.publish(name="acme/production")
     code, said = verifier.verify("--key", verifier.key(), name="acme/production")
     assert code == ExitCode.DATA_WRONG
@@ -304,8 +304,8 @@ def test_a_release_that_was_copied_elsewhere_has_to_be_named(verifier: Verifier)
     assert verifier.verify(*options, name="acme/production")[0] == ExitCode.DONE
 
 
-def test_a_draft_is_none_but_on_its_own_branch(verifier: Verifier):
-    """Whoever moves main to a signed draft does not get it verified as a release."""
+def test_a_draft_is_not_verified_on_another_branch(verifier: Verifier):
+    """Moving main to a signed draft does not make it a release."""
     gates = tuple(replace_gate.model_copy(update={"passed": False}) for replace_gate in facts().gates)
     repository = Repository(verifier.api, NAME, lambda _seconds: None)
     repository.create(private=True)
@@ -317,8 +317,8 @@ def test_a_draft_is_none_but_on_its_own_branch(verifier: Verifier):
     assert "it is a draft" in said
 
 
-def test_weights_that_the_hub_hands_out_otherwise_than_it_lists_need_a_download(verifier: Verifier):
-    """The list of a Hub is the word of the Hub."""
+def test_weights_that_differ_from_the_listing_are_detected_by_a_download(verifier: Verifier):
+    """The listing is only a claim of the Hub."""
     verifier.publish()
     blobs = verifier.folder / "hub" / "models" / "acme" / "support-tools" / "blobs"
     (blobs / hashlib.sha256(b"weights").hexdigest()).write_bytes(b"changed")
@@ -328,7 +328,7 @@ def test_weights_that_the_hub_hands_out_otherwise_than_it_lists_need_a_download(
     assert "adapter_model.safetensors has sha256" in said
 
 
-def test_what_is_not_there_is_said_with_what_to_correct(verifier: Verifier, monkeypatch: pytest.MonkeyPatch):
+def test_missing_inputs_are_reported_with_a_remedy(verifier: Verifier, monkeypatch: pytest.MonkeyPatch):
     """A wrong name, revision or key file, a missing token, a Hub that fails."""
     verifier.publish()
     code, said = verifier.verify("--revision", "v9")

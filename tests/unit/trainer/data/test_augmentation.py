@@ -62,15 +62,15 @@ def test_distractors_come_from_other_rows():
 
 
 @pytest.mark.parametrize("name", ["reserve_table", "bookTable", "get-book", "TABLE_search2"])
-def test_a_tool_that_may_do_the_same_is_no_distractor(name):
-    """A name that shares a telling word with that of a called tool is left out."""
+def test_a_similar_tool_is_not_a_distractor(name):
+    """A name that shares a distinctive word with a called tool is excluded."""
     augmenter = replace(OFF, distractors=1, irrelevant=1.0, pool=(a_described_tool(name),))
     for change in changes_of(augmenter, replace(ROW, tools=(BOOK,))):
         assert change.row.tools == (BOOK,)
         assert change.added is None
 
 
-def test_a_common_word_is_no_resemblance():
+def test_a_common_word_does_not_make_tools_similar():
     """Most names begin with a verb such as get."""
     row = a_row(user("Weather?"), calls("get_weather", city="Rome"))
     augmenter = replace(OFF, distractors=1, pool=(a_described_tool("get_price"),))
@@ -92,8 +92,8 @@ def test_masked_names_are_consistent_and_calls_stay_valid():
         assert not call_problems(call, (book, song))
 
 
-def test_the_share_of_masked_rows_is_as_set():
-    """Within the chance of 1,000 rows."""
+def test_the_share_of_masked_rows_is_as_configured():
+    """Within the statistical variation of 1,000 rows."""
     masked = sum(bool(change.kinds) for change in changes_of(replace(OFF, masked=0.3), count=1000))
     assert 230 < masked < 370
 
@@ -109,7 +109,7 @@ def test_the_share_of_masked_rows_is_as_set():
     ],
     ids=["no description", "description", "user", "reasoning", "tool message"],
 )
-def test_a_row_that_needs_its_names_keeps_them(row):
+def test_a_row_that_mentions_its_names_keeps_them(row):
     """Otherwise the model would have to write a name that it cannot know, or the text would be wrong."""
     assert all(change.row == row for change in changes_of(replace(OFF, masked=1.0), row))
 

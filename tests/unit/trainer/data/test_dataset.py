@@ -223,7 +223,7 @@ def test_of_few_tools_one_is_held_out(tmp_path):
         read(tmp_path, rows[::2], **spec)
 
 
-def test_validation_rows_are_drawn_beside_separate_evaluation_data(tmp_path):
+def test_validation_rows_are_drawn_in_addition_to_separate_evaluation_data(tmp_path):
     """The rows of evaluation.uri are all held out; those of the same question were excluded before."""
     spec = {"validation": {}, "evaluation": {"uri": "s3://team-a/held-out.jsonl"}}
     found = [item.split for item in read(tmp_path, good(400), good(3), **spec)]
@@ -232,7 +232,7 @@ def test_validation_rows_are_drawn_beside_separate_evaluation_data(tmp_path):
     assert 5 < found.count(Split.VALIDATION) < 45
 
 
-def test_validation_rows_may_be_in_a_file_of_their_own(tmp_path):
+def test_validation_rows_can_be_in_a_separate_file(tmp_path):
     """No row of another split has their request, and all other rows are split as without them."""
     spec = {"validation": {"uri": "s3://team-a/validation.jsonl", "fraction": "0.9"}}
     found = read(tmp_path, good(200), chosen_by=good(10, start=195), **spec)
@@ -259,8 +259,8 @@ def others(folder, rows, found, *splits, key="chat.jsonl"):
         return dataset.read_others(how, some_data(folder, rows, key), folder / "others", known)
 
 
-def test_a_suite_has_no_row_that_the_model_learns_from(tmp_path):
-    """Held-out rows may be in it: nobody trains on them. Each row that is left out is a finding with both places."""
+def test_a_suite_has_no_training_rows(tmp_path):
+    """Held-out rows may be in it, as they are not trained on. Each excluded row is a finding with both places."""
     found = read(tmp_path, good(40), validation={"fraction": "0.2"})
     suite = others(tmp_path, good(60), found, Split.TRAIN, Split.VALIDATION)
     held_out = {question for question, split in splits(found).items() if split is Split.HELD_OUT}
@@ -283,7 +283,7 @@ def replayed(folder, count, rows, seed=42):
     return found
 
 
-def test_general_rows_are_added_to_the_training_rows_and_move_none(tmp_path):
+def test_general_rows_are_added_without_moving_other_rows(tmp_path):
     """None has the request of another row, of whatever split; the others keep their splits and numbers."""
     before = [*read(tmp_path, good(40), validation={"fraction": "0.2"})]
     found = replayed(tmp_path, 30, good(100))
@@ -311,7 +311,7 @@ def test_the_seed_selects_general_rows(tmp_path):
     assert len(chosen(500, pool)) == 100
 
 
-def test_however_large_the_other_splits_one_row_is_trained_on(tmp_path):
+def test_at_least_one_row_is_trained_on(tmp_path):
     """The fractions add up to more than 1, which only the CRD refuses."""
     found = [item.split for item in read(tmp_path, good(20), validation={"fraction": "0.95"})]
     assert found.count(Split.TRAIN) == 1

@@ -23,13 +23,16 @@ def recording() -> Recording:
 
 
 def test_the_recording_is_of_the_pinned_version(recording: Recording):
-    """When the pin moves, `make test-long` records anew. It has every format that vLLM has a parser for."""
+    """When the pin changes, `make test-long` creates a new recording.
+
+    It has every format that vLLM has a parser for.
+    """
     assert recording.version == pinned_version(ROOT)
     assert list(recording.calls) == list(ENGINES)
 
 
 @pytest.mark.parametrize("reply_format", ENGINES)
-def test_replies_are_read_as_the_server_reads_them(recording: Recording, reply_format: ReplyFormat):
+def test_replies_are_parsed_like_by_the_server(recording: Recording, reply_format: ReplyFormat):
     """Right ones and mutated ones."""
     known = {difference.text for difference in KNOWN}
     served = {text: calls for text, calls in recording.calls[reply_format].items() if text not in known}

@@ -155,7 +155,7 @@ CALLS = st.lists(
 
 
 @given(CALLS, CALLS)
-def test_matching_finds_what_brute_force_finds(found: list[Call], wanted: list[Call]):
+def test_matching_equals_brute_force(found: list[Call], wanted: list[Call]):
     """Compared with all pairings."""
     schemas = {tool.name: tool.parameters for tool in TOOLS}
     some_pairing = len(found) == len(wanted) and any(

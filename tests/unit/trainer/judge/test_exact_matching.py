@@ -74,7 +74,7 @@ def test_equal_calls_are_counted_by_tool():
 
 
 @given(CALLS, CALLS)
-def test_counting_finds_what_the_best_pairing_finds(found: list[Call], wanted: list[Call]):
+def test_counting_equals_the_best_pairing(found: list[Call], wanted: list[Call]):
     """Compared with brute force over all pairings."""
 
     def fits(order: tuple[Call, ...]) -> int:

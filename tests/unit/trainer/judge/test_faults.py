@@ -101,7 +101,7 @@ def test_the_place_is_found_in_nested_objects():
 
 
 @pytest.mark.parametrize("text", ['<tool_call>{"name": "wea', "I would say th"])
-def test_a_reply_that_was_cut_off(text: str):
+def test_a_truncated_reply_is_reported(text: str):
     """An incomplete reply may have become a call."""
     assert fault(text, OSLO, finished=False).kind is FaultKind.CUT_OFF
     assert fault(text, OSLO, finished=True).kind is not FaultKind.CUT_OFF

@@ -40,7 +40,7 @@ def replies(*texts: str) -> Outcome:
     return Outcome(tuple(Reply(text, finished=True) for text in texts))
 
 
-def test_calls_are_right_when_they_equal_the_expected_ones_or_none_is_expected() -> None:
+def test_calls_are_right_if_equal_or_if_none_is_made_and_expected() -> None:
     """One figure for calls and abstention, because a suite can have both."""
     base, tuned = replies(CALL, CALL, CALL, "Hi."), replies(CALL, "I cannot.", "Cold.", CALL)
     found = compared(Judge.CALLS, base, tuned)
@@ -57,7 +57,7 @@ def test_a_pattern_is_searched_in_the_whole_reply() -> None:
     assert (facts.base, facts.tuned, facts.difference) == ("0.5000", "0.0000", "-0.5000")
 
 
-def test_of_the_loss_there_are_no_replies() -> None:
+def test_a_likelihood_suite_has_no_replies() -> None:
     """The figure is the loss as it is measured."""
     found = compared(Judge.LIKELIHOOD, Outcome(loss=2.5), Outcome(loss=12.34567))
     facts = found.facts()
@@ -74,7 +74,7 @@ def test_a_loss_that_is_no_number_is_a_failure() -> None:
     assert raised.value.reason is Reason.TRAINING_DIVERGED
 
 
-def test_a_pattern_that_needs_too_much_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_pattern_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would need years; the message names the field."""
     monkeypatch.setattr(patterns, "LIMIT_SECONDS", 0.05)
     suite = Suite(name="own", uri="s3://team-a/own.jsonl", judge=Judge.PATTERN, pattern="(a|a)*[bc]$")

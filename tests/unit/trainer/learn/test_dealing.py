@@ -1,4 +1,4 @@
-"""How the rows of a step are dealt to ranks."""
+"""Distribution of the rows of a step over ranks."""
 
 import pytest
 from hypothesis import given
@@ -9,8 +9,8 @@ LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=60)
 
 
 @given(LENGTHS, st.integers(1, 9), st.sampled_from([0, 512, 4096]))
-def test_every_row_is_dealt_once(lengths: list[int], ranks: int, padded_to: int):
-    """Proves that no row is lost or computed twice, also with fewer rows than ranks."""
+def test_every_row_is_assigned_once(lengths: list[int], ranks: int, padded_to: int):
+    """No row is lost or computed twice, also with fewer rows than ranks."""
     dealt = deal(lengths, ranks, padded_to)
     assert len(dealt) == ranks
     assert sorted(row for rows in dealt for row in rows) == list(range(len(lengths)))
@@ -18,7 +18,7 @@ def test_every_row_is_dealt_once(lengths: list[int], ranks: int, padded_to: int)
 
 @given(LENGTHS, st.integers(2, 9))
 def test_no_rank_has_much_more_than_its_share(lengths: list[int], ranks: int):
-    """Proves Graham's bound of dealing the longest first: 4/3 of what is possible, so of the mean and a longest row."""
+    """Graham's bound for longest-first assignment: 4/3 of the optimum, so of the mean and a longest row."""
     loads = [sum(lengths[row] for row in rows) for rows in deal(lengths, ranks)]
     assert max(loads) <= 4 / 3 * (sum(lengths) / ranks + max(lengths))
     assert max(loads) - min(loads) <= max(lengths)
@@ -34,8 +34,8 @@ def test_no_rank_has_much_more_than_its_share(lengths: list[int], ranks: int):
         ([2000, 2000, 300, 300, 300, 300], 2, 16_384, 2600),
     ],
 )
-def test_the_slowest_rank_has_little_to_do(lengths: list[int], ranks: int, padded_to: int, slowest: int):
-    """Proves it for steps that one forward pass would hold."""
+def test_the_slowest_rank_is_close_to_the_mean(lengths: list[int], ranks: int, padded_to: int, slowest: int):
+    """For steps that fit into one forward pass."""
     dealt = deal(lengths, ranks, padded_to)
 
     def tokens(rows: list[int]) -> int:
@@ -46,6 +46,6 @@ def test_the_slowest_rank_has_little_to_do(lengths: list[int], ranks: int, padde
     assert max(map(tokens, dealt)) == slowest
 
 
-def test_one_rank_gets_the_step_as_it_is():
-    """Proves that nothing changes with one rank."""
+def test_one_rank_gets_the_step_unchanged():
+    """The order of the rows stays."""
     assert deal([3, 1, 2], 1) == [[0, 1, 2]]

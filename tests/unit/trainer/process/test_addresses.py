@@ -45,7 +45,7 @@ def test_an_endpoint_at_a_metadata_service_is_refused(host: str) -> None:
 
 def test_a_host_is_refused_for_any_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host name is resolved, and all its addresses are checked."""
-    records = {"honest.example": ["192.0.2.1", "2001:db8::1"], "rebound.example": ["192.0.2.1", "169.254.169.254"]}
+    records = {"public.example": ["192.0.2.1", "2001:db8::1"], "rebound.example": ["192.0.2.1", "169.254.169.254"]}
 
     def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
         if host not in records:
@@ -53,7 +53,7 @@ def test_a_host_is_refused_for_any_of_its_addresses(monkeypatch: pytest.MonkeyPa
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in records[host]]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    for endpoint in ("", "https://honest.example/x", "https://unknown.example"):
+    for endpoint in ("", "https://public.example/x", "https://unknown.example"):
         addresses.check(endpoint, "spec.hub.endpoint")
     with pytest.raises(StageError, match=r"spec.hub.endpoint resolves to 169.254.169.254 \(host rebound.example\)"):
         addresses.check("https://rebound.example", "spec.hub.endpoint")

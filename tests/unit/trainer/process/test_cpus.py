@@ -20,10 +20,10 @@ from tunemill_trainer.process import cpus
     ],
     ids=["half", "one and a half", "v2 without", "v1", "v1 without", "no cgroup", "more than there are"],
 )
-def test_the_quota_of_the_cgroup_counts(
+def test_the_cpu_quota_of_the_cgroup_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
 ) -> None:
-    """Proves that both versions of cgroups are read, on a node with 64 CPUs."""
+    """Both versions of cgroups are read, on a node with 64 CPUs."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(64)))
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from tunemill_trainer.stages import supervisor
 
 @dataclass
 class Endpoint:
-    """The operator's side: what was posted, with which token."""
+    """The operator's endpoint: the posted bodies and tokens."""
 
     destination: Destination
     bodies: list[dict] = field(default_factory=list)
@@ -94,10 +94,10 @@ def test_a_report_follows_kubeflows_protocol(tmp_path: Path, certificate: Path) 
 
 
 @pytest.mark.parametrize("status", [200, 503])
-def test_the_end_of_train_is_told_until_evaluate_ends(
+def test_the_end_of_train_is_reported_until_evaluate_ends(
     tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    """Again when it was not taken, and when it was: the operator may have been replaced before it wrote it down."""
+    """Also after a successful post: the operator may have restarted before it stored the report."""
     report = StageReport.model_validate_json(a_report(Stage.TRAIN))
     monkeypatch.setattr(supervisor, "_AGAIN_SECONDS" if status == 503 else "_REPEAT_SECONDS", 0.01)
     ended = threading.Event()
@@ -111,7 +111,7 @@ def test_the_end_of_train_is_told_until_evaluate_ends(
     assert "trainerStatus" not in endpoint.bodies[-1], "it is no sign of life of evaluate"
 
 
-def test_of_many_reports_the_first_and_the_last_are_sent(tmp_path: Path, certificate: Path) -> None:
+def test_of_many_reports_at_least_the_first_and_the_last_are_sent(tmp_path: Path, certificate: Path) -> None:
     """Reports are throttled, but the last one is sent before the interval has passed."""
     with an_endpoint(tmp_path, certificate) as endpoint:
         progress = Progress("train", endpoint.destination, interval_seconds=3600)
@@ -124,10 +124,10 @@ def test_of_many_reports_the_first_and_the_last_are_sent(tmp_path: Path, certifi
 
 
 @pytest.mark.parametrize("trouble", ["refused", "no token", "wrong authority", "answer 500"])
-def test_a_report_that_cannot_be_delivered_disturbs_nothing(
+def test_a_report_that_cannot_be_delivered_is_ignored(
     tmp_path: Path, certificate: Path, trouble: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Proves that no trouble with the endpoint raises, blocks, or ends the reports that follow."""
+    """An unavailable endpoint causes no exception, does not block, and does not stop later reports."""
     with an_endpoint(tmp_path, certificate, 500 if trouble == "answer 500" else 200) as endpoint:
         url, token, ca = endpoint.destination.url, endpoint.destination.token, endpoint.destination.ca
         if trouble == "refused":

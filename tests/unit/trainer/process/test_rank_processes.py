@@ -44,10 +44,10 @@ def run(*programs: str, on_gpus: bool = False) -> Ended:
     ],
     ids=["done", "own reason", "killed", "own reason after a lost peer", "stopped", "failed while stopping", "late"],
 )
-def test_the_pod_ends_with_the_reason_of_the_rank_that_failed(
+def test_the_pod_exits_with_the_reason_of_the_failed_rank(
     programs: tuple[str, ...], expected: Ended, monkeypatch: pytest.MonkeyPatch
 ):
-    """Proves that a rank that fails ends the others, and that a lost peer counts only without another reason."""
+    """A failed rank ends the others, and a lost peer is reported only without another reason."""
     # On a busy machine, a rank may need seconds to start.
     monkeypatch.setattr(rank_processes, "_OWN_REASON_SECONDS", 60.0)
     started = time.monotonic()
@@ -56,13 +56,13 @@ def test_the_pod_ends_with_the_reason_of_the_rank_that_failed(
 
 
 def test_a_rank_that_waits_for_a_lost_peer_is_ended(monkeypatch: pytest.MonkeyPatch):
-    """Proves that a rank that hangs in an exchange with a lost peer does not keep the pod running."""
+    """A rank that hangs in an exchange does not keep the pod running."""
     monkeypatch.setattr(rank_processes, "_OWN_REASON_SECONDS", 0.2)
     assert run(ends(76), WAITS) == Ended(76, 0)
 
 
 def test_every_rank_gets_a_request_to_stop_once(tmp_path: Path):
-    """Proves that one SIGTERM to the node's process reaches each rank once, and Ctrl-C becomes SIGTERM."""
+    """One SIGTERM to the node's process reaches each rank once, and Ctrl-C becomes SIGTERM."""
     program = f"""
 import os, signal, sys, time
 from pathlib import Path
@@ -88,7 +88,7 @@ sys.exit(75 if len(got) == 1 else 1)
 
 
 def test_a_rank_that_does_not_stop_in_time_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Proves that a rank that waits inside an exchange does not outlast the grace period."""
+    """A rank in an exchange does not exceed the grace period."""
     monkeypatch.setenv("TUNEMILL_GRACE_SECONDS", "0")
     monkeypatch.setattr(rank_processes, "_AFTER_GRACE_SECONDS", 0.2)
     deaf = f"""
@@ -109,7 +109,7 @@ time.sleep(60)
 
 
 def test_a_rank_does_not_outlive_the_process_that_started_it(tmp_path: Path):
-    """Proves that a killed parent leaves no rank behind, which would write checkpoints while the next attempt does."""
+    """A killed parent leaves no rank behind, which would write checkpoints together with the next attempt."""
     file = tmp_path / "pid"
     rank = f"""
 import os, time
@@ -136,7 +136,7 @@ rank_processes.run([Place(0, 2)], [[sys.executable, "-c", {rank!r}]], on_gpus=Fa
             return
         time.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
-    pytest.fail("the rank goes on")
+    pytest.fail("the rank still runs")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ rank_processes.run([Place(0, 2)], [[sys.executable, "-c", {rank!r}]], on_gpus=Fa
 def test_each_rank_sees_its_own_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]
 ):
-    """Proves that ranks share no GPU, also where the platform or the user has chosen the visible ones."""
+    """Also where the platform or the user has set the visible devices."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -178,7 +178,7 @@ POD = {"TUNEMILL_NODES": "3", "TUNEMILL_NODE_RANK": "1", "TUNEMILL_COORDINATOR":
 
 
 def test_a_node_has_a_rank_per_gpu_or_one_on_the_cpu():
-    """Proves the numbering over nodes, and that one device needs no group."""
+    """Ranks are numbered over nodes, and one device needs no group."""
     assert Node.of(a_run(gpus=0), {}).all_ranks == 1
     assert Node.of(a_run(gpus=4), {}).all_ranks == 4
     node = Node.of(a_run(gpus=2, nodes=3), POD)
@@ -191,7 +191,7 @@ def test_a_node_has_a_rank_per_gpu_or_one_on_the_cpu():
 
 
 def test_one_machine_has_the_ranks_of_all_nodes():
-    """Proves that `tunemill run` starts as many ranks as the manifest asks for, on the CPU also."""
+    """`tunemill run` starts as many ranks as the manifest requests, also on the CPU."""
     assert [place.local_index for place in Node.of(a_run(gpus=0, nodes=2, local=True), {}).places()] == [0, 1]
     assert Node.of(a_run(gpus=2, nodes=2, local=True), {}).all_ranks == 4
     # A pod without the variables is the only one: an operator of an earlier version made it.
@@ -200,6 +200,6 @@ def test_one_machine_has_the_ranks_of_all_nodes():
 
 @pytest.mark.parametrize("wrong", [{"TUNEMILL_NODE_RANK": "3"}, {"TUNEMILL_COORDINATOR": ""}])
 def test_contradicting_variables_of_a_pod_are_refused(wrong: dict[str, str]):
-    """Proves that a pod with a wrong index fails, instead of waiting for a rank that never comes."""
+    """A pod with a wrong index fails instead of waiting for a missing rank."""
     with pytest.raises(StageError, match="TUNEMILL_COORDINATOR"):
         Node.of(a_run(gpus=0), POD | wrong)

@@ -67,7 +67,7 @@ def test_a_failed_stage_is_exported_as_a_failed_span(collector: Collector) -> No
     assert stage.parent == ""
 
 
-def test_variables_that_cannot_be_read_stop_no_stage(
+def test_invalid_tracing_variables_do_not_fail_a_stage(
     collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log names them."""

@@ -175,8 +175,8 @@ def with_suite(about: ReleaseFacts) -> ReleaseFacts:
     return replace(about, run=RunSpec.model_validate(run), evaluation=evaluation)
 
 
-def test_a_suite_is_a_row_of_the_card_without_its_place():
-    """A card of a run without suites says nothing about them."""
+def test_a_suite_is_in_the_card_without_its_location():
+    """The card of a run without suites does not mention them."""
     card = model_card(with_suite(facts()))
     row = (
         "| chat | Loss of the expected answers, nats per token (lower is better) | 2.5000 | **2.6000** | +0.1000 | 9 |"
@@ -247,7 +247,7 @@ def test_the_augmentation_of_the_training_rows_is_shown():
     assert "Augmentation" not in model_card(facts())
 
 
-def test_the_adapter_to_start_from_is_named_with_its_commit_and_its_metrics():
+def test_the_start_adapter_is_named_with_its_commit_and_metrics():
     """In the introduction, the training settings and the table; without one, the card does not change."""
     plain, card = model_card(facts()), model_card(facts(adapter_from=ADAPTER))
     assert f"[acme/week-1](https://huggingface.co/acme/week-1) (commit `{ADAPTER.revision[:12]}`)" in card
@@ -291,7 +291,7 @@ def test_the_license_is_the_base_models():
 
 
 @pytest.mark.parametrize("uri", ["s3://hospital-hiv/calls.jsonl", "hf://acme/hospital-hiv@v2/calls-hiv.jsonl"])
-def test_the_name_of_private_data_is_nowhere_in_the_repository(tmp_path, uri):
+def test_the_name_of_private_data_is_not_in_the_repository(tmp_path, uri):
     """Neither a bucket nor a private data set: a name can reveal too much."""
     of_private = facts(dataset={"uri": uri})
     assert "datasets" not in metadata(model_card(of_private))

@@ -61,7 +61,7 @@ def test_a_full_model_uses_the_repository_of_the_spec():
     assert chosen(publish_spec(), only_whole=True, servable=False) == Artifacts("", ADAPTER, report=False)
 
 
-def test_gguf_and_image_are_made_in_addition():
+def test_gguf_and_image_are_published_in_addition():
     """The GGUF file has a repository of its own; the image is named by registry and repository."""
     oci = {"registry": "https://ghcr.io", "repository": "acme/tools"}
     found = chosen(publish_spec("Adapter", "GGUF", "OCI", oci=oci), only_whole=False, servable=True)

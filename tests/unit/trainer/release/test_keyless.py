@@ -137,7 +137,7 @@ def _refused(whole: dict, parent: dict, name: str, value: object, trust: ClientT
     parent[name] = before
 
 
-def test_a_bundle_of_any_form_is_verified_or_not(bundle: bytes, trust: ClientTrustConfig):
+def test_a_bundle_of_any_form_is_verified_or_rejected(bundle: bytes, trust: ClientTrustConfig):
     """Nothing else is raised, and no other document is returned."""
     whole = json.loads(bundle)
     for seed in range(150):
@@ -157,7 +157,7 @@ def test_a_bundle_of_any_form_is_verified_or_not(bundle: bytes, trust: ClientTru
     ],
 )
 def test_a_token_of_another_kind_is_not_sent(sigstore: LocalSigstore, claims: dict[str, object]):
-    """One that has expired, is for another service, or is of somebody else. No message shows it."""
+    """An expired one, or one for another service or subject. No message shows it."""
     token = sigstore.token(**claims)  # type: ignore[arg-type]
     with pytest.raises(IdentityTokenError) as error:
         KeylessSigner(lambda: token, sigstore.trust_config())
@@ -172,8 +172,8 @@ def test_the_token_is_read_again_for_each_signature(sigstore: LocalSigstore):
         signer.sign(DOCUMENT)
 
 
-def test_a_token_that_sigstore_does_not_accept_is_a_refusal(sigstore: LocalSigstore):
-    """With what the CA says about it. A cluster whose issuer it does not know gets this, too."""
+def test_a_token_rejected_by_sigstore_is_a_refusal(sigstore: LocalSigstore):
+    """With the message of the CA. This is also the result for an unknown issuer."""
     with local_sigstore() as other:
         signer = KeylessSigner(other.token, sigstore.trust_config())
     with pytest.raises(SigstoreRefusedError, match=r"signingCert returned HTTP 401: .*Signature verification failed"):
@@ -191,34 +191,34 @@ def test_a_token_that_sigstore_does_not_accept_is_a_refusal(sigstore: LocalSigst
         (200, SigstoreUnreachableError),  # an answer without a certificate, or without an entry
     ],
 )
-def test_a_failing_service_is_told_from_a_refusal(
+def test_a_failing_service_is_distinguished_from_a_refusal(
     signer: KeylessSigner, failing: dict[str, int], path: str, status: int, expected: type[Exception]
 ):
-    """The first is tried again, the second needs somebody to change something."""
+    """The first is retried, the second needs a change by a user."""
     failing[path] = status
     with pytest.raises(expected, match=rf"{path} returned HTTP {status}" if status != 200 else "no usable answer"):
         signer.sign(DOCUMENT)
 
 
-def test_a_service_that_never_answers_is_given_up(
+def test_a_service_without_a_response_times_out(
     signer: KeylessSigner, failing: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ):
-    """Its client would wait for ever."""
+    """Its client would wait forever."""
     failing[FULCIO] = 0
     monkeypatch.setattr(keyless, "SECONDS", 0.2)
     with pytest.raises(SigstoreUnreachableError, match="did not answer"):
         signer.sign(DOCUMENT)
 
 
-def test_a_service_that_is_not_there_is_unreachable(sigstore: LocalSigstore):
-    """Nobody listens at the URL."""
+def test_an_unreachable_service_is_reported(sigstore: LocalSigstore):
+    """No process listens at the URL."""
     config = sigstore.trust_config().replace(sigstore.url, "http://127.0.0.1:9")
     with pytest.raises(SigstoreUnreachableError, match="no usable answer"):
         KeylessSigner(sigstore.token, config).sign(DOCUMENT)
 
 
 def test_an_instance_with_other_keys_than_its_configuration_is_refused(sigstore: LocalSigstore):
-    """What it signs would be verified by nobody."""
+    """Its signatures could not be verified."""
     with local_sigstore() as other:
         config = json.loads(other.trust_config())
     config["signingConfig"] = json.loads(sigstore.trust_config())["signingConfig"]
@@ -227,13 +227,13 @@ def test_an_instance_with_other_keys_than_its_configuration_is_refused(sigstore:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"trustedRoot": {}, "signingConfig": {}}'])
-def test_a_text_that_is_no_trust_configuration_is_refused(text: str):
-    """With the first thing that is wrong."""
+def test_an_invalid_trust_configuration_is_refused(text: str):
+    """With the first error."""
     with pytest.raises(SigstoreRefusedError, match="trust configuration"):
         trust_config(text)
 
 
-def test_sigstore_is_not_imported_without_need():
-    """It would make each stage start a second later."""
+def test_sigstore_is_imported_only_if_needed():
+    """It would delay the start of each stage by a second."""
     code = "import sys, tunemill_trainer.release.verification; assert 'sigstore' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

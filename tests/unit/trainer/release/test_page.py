@@ -180,7 +180,7 @@ def test_the_page_has_no_private_locations():
     assert "internal.example" not in text
 
 
-def test_the_figures_are_shown():
+def test_the_metrics_are_shown():
     """Base, tuned, interval and number of cases; the kind of mistake; the reply."""
     text = page(facts())
     assert "82.5" in text

@@ -160,7 +160,7 @@ def test_a_statement_has_no_private_locations_or_names(tmp_path: Path, monkeypat
     assert "suites" not in provenance.statement(a_release(tmp_path), facts(), SOURCES, NOON).to_bytes().decode()
 
 
-def test_every_field_of_the_spec_is_in_the_statement_or_left_out_for_a_reason():
+def test_every_spec_field_is_in_the_statement_or_omitted_for_a_reason():
     """A new field needs a decision whether it may be public."""
     parts: dict[str, Any] = {
         "uri": "hf://acme/calls",
@@ -219,8 +219,8 @@ def test_a_signed_statement_is_an_envelope_around_the_same_bytes(tmp_path: Path)
     assert envelope.document() == provenance.document(found, None, None).statement
 
 
-def test_a_keyless_signature_lies_beside_the_plain_statement(tmp_path: Path):
-    """It is reused like a key's, so that a repeated publication makes no second entry of the log."""
+def test_a_keyless_signature_is_stored_next_to_the_plain_statement(tmp_path: Path):
+    """It is reused like that of a key, so a repeated publication creates no second log entry."""
     folder = a_release(tmp_path)
     first, again = (provenance.statement(folder, facts(), SOURCES, moment) for moment in (NOON, LATER))
     with local_sigstore() as sigstore:

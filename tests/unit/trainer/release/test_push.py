@@ -177,7 +177,7 @@ def test_a_moved_branch_is_retried_on_its_new_head(publisher: Publisher, tmp_pat
     [
         ("alice-reads", None, Reason.HUB_WRITE_DENIED),
         ("bob-writes", None, Reason.HUB_WRITE_DENIED),
-        ("nobody-knows", None, Reason.HUB_TOKEN_INVALID),
+        ("unknown-token", None, Reason.HUB_TOKEN_INVALID),
         (
             "alice-writes",
             Fault(method="POST", path=COMMIT, status=403, message="Private repository storage quota exceeded"),
@@ -185,7 +185,7 @@ def test_a_moved_branch_is_retried_on_its_new_head(publisher: Publisher, tmp_pat
         ),
     ],
 )
-def test_what_does_not_pass_is_not_tried_again(
+def test_a_permanent_refusal_is_not_retried(
     publisher: Publisher, tmp_path: Path, token: str, fault: Fault | None, reason: Reason
 ):
     """A refusal ends the push at once, without a pause and without a commit."""

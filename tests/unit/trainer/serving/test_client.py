@@ -1,4 +1,4 @@
-"""The client gets calls, text and reasoning from a server, streamed or not, and says why it gets none."""
+"""The chat client: calls, text and reasoning of a server, streamed or not, and its errors."""
 
 import json
 
@@ -16,7 +16,7 @@ ASKED = (Message(Role.USER, "Weather in Oslo?"),)
 OSLO = ("get_weather", '{"city": "Oslo"}')
 
 
-def test_a_request_has_the_conversation_and_the_tools_as_the_protocol_has_them():
+def test_a_request_has_the_conversation_and_the_tools_in_openai_format():
     """Arguments of earlier calls are text, and a response has the id of its call."""
     messages = [
         *ASKED,
@@ -37,7 +37,7 @@ def test_a_request_has_the_conversation_and_the_tools_as_the_protocol_has_them()
     assert answered["tool_call_id"] == call["id"]
 
 
-def test_without_tools_there_is_no_tool_choice_and_without_temperature_none():
+def test_tool_choice_and_temperature_are_omitted_if_not_needed():
     """Some servers refuse a tool_choice without tools, and some models any temperature."""
     with a_chat_server(lambda _: completion("Hello.")) as server:
         Client(server.url).ask(ASKED, [], temperature=None)
@@ -92,8 +92,8 @@ def test_arguments_that_are_not_an_object_are_a_broken_call():
         (503, ExitCode.SERVICE_UNAVAILABLE, 3),
     ],
 )
-def test_a_refused_request_says_so_and_transient_ones_are_repeated(status, code, requests):
-    """Two more times."""
+def test_a_refused_request_is_reported_and_a_transient_error_is_retried(status, code, requests):
+    """Twice."""
     with a_chat_server(lambda _: (status, {"error": {"message": "no luck"}})) as server:
         with pytest.raises(ServingError, match=f"status {status}.*no luck") as raised:
             Client(server.url, "m").ask(ASKED, [TOOL])
@@ -101,8 +101,8 @@ def test_a_refused_request_says_so_and_transient_ones_are_repeated(status, code,
     assert raised.value.code == code
 
 
-def test_a_server_that_is_not_there_or_no_chat_server():
-    """Neither ends with a traceback."""
+def test_an_unreachable_or_other_server_is_reported():
+    """Without a traceback."""
     with a_chat_server(lambda _: {"choices": []}) as server, pytest.raises(ServingError, match="without a choice"):
         Client(server.url, "m").ask(ASKED, [])
     with pytest.raises(ServingError, match="cannot be reached") as raised:
@@ -110,8 +110,8 @@ def test_a_server_that_is_not_there_or_no_chat_server():
     assert raised.value.code == ExitCode.SERVICE_UNAVAILABLE
 
 
-def test_several_models_are_listed_and_none_is_guessed():
-    """The user names one."""
+def test_several_models_are_listed_and_none_is_chosen():
+    """The user has to name one."""
     with (
         a_chat_server(lambda _: completion(), models=("base", "tuned")) as server,
         pytest.raises(ServingError, match="lists 2 models, not one: base, tuned"),
@@ -127,8 +127,8 @@ class _Question:
         self.messages = (Message(Role.USER, str(number)),)
 
 
-def test_many_questions_get_their_own_replies():
-    """In order, however many are asked at a time."""
+def test_concurrent_requests_get_their_own_replies():
+    """In order, with any concurrency."""
     with a_chat_server(lambda request: completion(request["messages"][0]["content"])) as server:
         counts = []
         replies = ask_all(
@@ -143,8 +143,8 @@ def test_many_questions_get_their_own_replies():
     assert counts == list(range(1, 21))
 
 
-def test_a_question_without_a_reply_ends_the_rest():
-    """The message names the case; later ones are not asked."""
+def test_a_failed_request_stops_the_remaining_ones():
+    """The message names the case."""
 
     def answer(request: dict) -> dict | tuple[int, dict]:
         if request["messages"][0]["content"] == "3":

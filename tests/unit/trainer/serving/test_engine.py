@@ -1,4 +1,4 @@
-"""An engine is started as a process, waited for, and stopped with everything that it started."""
+"""An engine is started as a process, awaited, and stopped with all its child processes."""
 
 import os
 import sys
@@ -46,8 +46,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_the_engine_gets_the_flags_of_the_contract_and_leaves_nothing_behind(tmp_path, module):
-    """Its child dies, too, although the engine does not stop it."""
+def test_the_engine_gets_the_flags_of_the_contract_and_leaves_no_processes(tmp_path, module):
+    """Its child is killed, although the engine does not stop it."""
     with running(LAUNCH, log=tmp_path / "log", flags=["--dtype", "float32"], environment=module) as started:
         started.wait_until_healthy(60)
         child = int((tmp_path / "child").read_text())
@@ -67,7 +67,7 @@ def test_the_engine_gets_the_flags_of_the_contract_and_leaves_nothing_behind(tmp
 
 
 def test_an_engine_that_exits_is_reported_at_once_with_its_log(tmp_path, module):
-    """Not only after the time for starting."""
+    """Before the start timeout."""
     package = Path(module["PYTHONPATH"]) / "vllm" / "entrypoints" / "openai" / "api_server.py"
     package.write_text("import sys; print('x' * 9000); sys.exit('no kernel for this CPU')")
     with (
@@ -78,8 +78,8 @@ def test_an_engine_that_exits_is_reported_at_once_with_its_log(tmp_path, module)
     assert len(str(raised.value)) < 5000
 
 
-def test_an_engine_that_does_not_answer(tmp_path, module):
-    """The time for starting is over."""
+def test_an_engine_without_a_response_times_out(tmp_path, module):
+    """After the start timeout."""
     package = Path(module["PYTHONPATH"]) / "vllm" / "entrypoints" / "openai" / "api_server.py"
     package.write_text("import time; time.sleep(600)")
     with (
@@ -89,7 +89,7 @@ def test_an_engine_that_does_not_answer(tmp_path, module):
         started.wait_until_healthy(1)
 
 
-def test_a_wait_can_be_ended(tmp_path, module):
+def test_a_wait_can_be_interrupted(tmp_path, module):
     """By a request to stop, for example."""
 
     def stop() -> None:
@@ -100,7 +100,7 @@ def test_a_wait_can_be_ended(tmp_path, module):
 
 
 def test_the_command_is_preferred_to_the_module(tmp_path, module):
-    """As its users start it."""
+    """As users start it."""
     command = tmp_path / "bin" / "vllm"
     command.parent.mkdir()
     command.write_text("#!/bin/sh\n")
@@ -110,8 +110,8 @@ def test_the_command_is_preferred_to_the_module(tmp_path, module):
     assert program_of(ServingTarget.VLLM, module) == as_module
 
 
-def test_an_engine_that_is_not_installed(monkeypatch):
-    """The message says how to install it."""
+def test_a_missing_engine_is_reported(monkeypatch):
+    """With the command to install it."""
     monkeypatch.setattr(engine, "program_of", lambda *_: None)
     with pytest.raises(ServingError, match=r"vLLM is not installed\. Run: pip install vllm") as raised, running(LAUNCH):
         pass

@@ -1,4 +1,4 @@
-"""From the folder of a release, an engine gets the flags that the release's own contract has."""
+"""An engine gets the flags of the contract in the release's folder."""
 
 import json
 from pathlib import Path
@@ -37,8 +37,8 @@ def contract_of(adapter: str, whole: str, verdict: Verdict = SERVABLE, target: s
     return Contract(ServingTarget(target), BASE, Artifacts(adapter, whole, False), verdict, ReplyFormat.HERMES)
 
 
-def test_an_adapter_in_a_local_release_is_started_as_the_contract_says(tmp_path):
-    """With the same command, to the letter."""
+def test_an_adapter_is_served_with_the_command_of_the_contract(tmp_path):
+    """The command is identical."""
     contract = contract_of((tmp_path / "tools").as_uri(), "")
     folder = a_release(tmp_path / "tools" / "releases" / "c0ffee", contract, adapter=True)
     assert launch_of(folder).command() == contract.launch("c0ffee").command()
@@ -67,7 +67,7 @@ def test_a_full_model_can_be_started_with_the_other_engine(tmp_path):
         ("", SERVABLE, ServingTarget.TRANSFORMERS, "full models only; add Merged"),
     ],
 )
-def test_an_adapter_that_the_engine_cannot_load(tmp_path, whole, verdict, engine, remedy):
+def test_an_adapter_that_the_engine_cannot_load_is_reported(tmp_path, whole, verdict, engine, remedy):
     """The message has the remedy."""
     folder = a_release(tmp_path / "release", contract_of("acme/tools", whole, verdict), adapter=True)
     with pytest.raises(ServingError, match=remedy) as raised:
@@ -79,8 +79,8 @@ def test_an_adapter_that_the_engine_cannot_load(tmp_path, whole, verdict, engine
     ("content", "message"),
     [(None, "has no serving.json"), ("{", "cannot be read"), ("[]", "must be a JSON object"), ("{}", "lacks adapterS")],
 )
-def test_a_folder_without_a_usable_contract(tmp_path, content, message):
-    """Another folder, or a broken file."""
+def test_a_folder_without_a_valid_contract_is_reported(tmp_path, content, message):
+    """Another folder, or an invalid file."""
     if content is not None:
         (tmp_path / "serving.json").write_text(content)
     with pytest.raises(ServingError, match=message):

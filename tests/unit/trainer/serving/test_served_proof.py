@@ -1,4 +1,4 @@
-"""Publish starts the server of the contract, and refuses a release whose clients get other prompts or calls."""
+"""Publish starts the server of the contract, and rejects a release whose clients get other prompts or calls."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,7 +62,7 @@ def prove(tmp_path, monkeypatch) -> Callable[..., str]:
     return check
 
 
-def test_the_server_loads_what_was_downloaded_on_the_base_model(prove, tmp_path):
+def test_the_server_loads_the_downloaded_adapter_and_base_model(prove, tmp_path):
     """Without the network: the base model is a folder. The context is as long as the longest case needs."""
     cases = [a_case(number) for number in range(5)]
     assert prove(lambda _: answering([OSLO]), cases) == "vLLM returned the judged calls for 5 of 5 prompts"
@@ -72,8 +72,8 @@ def test_the_server_loads_what_was_downloaded_on_the_base_model(prove, tmp_path)
     assert given["flags"][:2] == ["--max-model-len", "256"]
 
 
-def test_one_reply_that_rounding_changed_is_no_failure(prove):
-    """One of two, too: on few prompts, no share says more than the one reply does."""
+def test_one_reply_changed_by_rounding_is_no_failure(prove):
+    """Also one of two: with few prompts, a share is not meaningful."""
     cases = [a_case(number) for number in range(2)]
 
     def answer(request: dict) -> dict:
@@ -82,7 +82,7 @@ def test_one_reply_that_rounding_changed_is_no_failure(prove):
     assert prove(answer, cases) == "vLLM returned the judged calls for 1 of 2 prompts"
 
 
-def test_other_calls_are_a_failure(prove):
+def test_different_calls_are_a_failure(prove):
     """The message has the first case and its reply."""
     with pytest.raises(
         StageError, match=r"for 0 of 2 cases.*rows.jsonl:0#1, it returned \[\] and the text 'no'"
@@ -91,7 +91,7 @@ def test_other_calls_are_a_failure(prove):
     assert raised.value.reason is Reason.PROOF_FAILED
 
 
-def test_another_prompt_is_a_failure_even_with_the_right_calls(prove):
+def test_a_different_prompt_is_a_failure_even_with_the_right_calls(prove):
     """The server's chat template is not that of the training."""
     with pytest.raises(StageError, match=r"renders another prompt than training.*9 tokens, expected 7"):
         prove(lambda _: answering([OSLO], prompt_tokens=9), [a_case(0)])
@@ -117,7 +117,7 @@ def test_a_server_that_is_not_installed_is_not_started(tmp_path, monkeypatch):
     assert proof == "not served, because vLLM is not installed in the image"
 
 
-def test_the_shortest_right_cases_are_asked_with_calls_and_without():
+def test_the_shortest_right_cases_with_and_without_calls_are_requested():
     """Cases with a wrong reply have no judged calls to expect."""
     text = Message(Role.ASSISTANT, "Hello.")
     cases = [a_case(number, length=40 - number) for number in range(30)]

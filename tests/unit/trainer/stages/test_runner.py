@@ -39,10 +39,10 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.update(before)
 
 
-def test_a_stage_does_not_begin_with_an_endpoint_at_a_metadata_service(
+def test_a_stage_does_not_start_with_an_endpoint_at_a_metadata_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any request: neither its answers nor a token reach anybody."""
+    """No request is sent, so neither its responses nor a token are exposed."""
     for field in ("dataset", "workspace", "hub"):
         machine = Machine(tmp_path, monkeypatch)
         run = json.loads(machine.run_spec.read_text())
@@ -55,7 +55,7 @@ def test_a_stage_does_not_begin_with_an_endpoint_at_a_metadata_service(
 
 
 class Machine:
-    """Runs a stage function of the test's in the place of prepare."""
+    """Runs a test's stage function in place of prepare."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -146,10 +146,10 @@ def test_a_full_disk_is_recognized_as_a_cause(machine: Machine) -> None:
     assert str(machine.folder / "work") in report.failure.message
 
 
-def test_a_defect_of_ours_gives_one_line_to_the_user_and_the_traceback_to_the_log(
+def test_an_internal_error_is_one_line_in_the_status_and_a_traceback_in_the_log(
     machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Proves that nobody has to read a traceback, and that those who want to can."""
+    """Users do not have to read a traceback."""
     _, report = machine.run(raising(ZeroDivisionError("first line\nsecond line")))
     assert report.failure is not None
     assert report.failure.message == "ZeroDivisionError: first line"

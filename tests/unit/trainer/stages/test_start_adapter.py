@@ -191,8 +191,8 @@ def test_an_adapter_of_another_base_model_is_refused(lora: Repository, changes: 
 @pytest.mark.parametrize(
     "changes", [{"base_model_name_or_path": "/data/gemma"}, {"revision": None}, {"revision": "main"}]
 )
-def test_an_adapter_that_does_not_say_is_compared_by_its_tensors_alone(lora: Repository, changes: JsonObject):
-    """A path of another machine, or a branch, identifies nothing."""
+def test_an_adapter_without_base_model_is_compared_by_its_tensors(lora: Repository, changes: JsonObject):
+    """A local path or a branch identifies nothing."""
     lora.write("adapter_config.json", LORA | changes)
     assert lora.read().rows == ()
 
@@ -204,20 +204,20 @@ def test_pickled_weights_are_refused(lora: Repository):
     assert "has no adapter_model.safetensors, only adapter_model.bin, which may contain code" in failure.message
 
 
-def test_a_file_that_is_no_safetensors_file_is_refused(lora: Repository):
+def test_an_invalid_safetensors_file_is_refused(lora: Repository):
     """Whatever its name says."""
     lora.weights.write_bytes(b"\x80\x04" + bytes(100))
     assert "adapter_model.safetensors is not a safetensors file" in lora.failure().message
 
 
-def test_files_that_are_too_large_are_refused_before_they_are_read(lora: Repository):
+def test_too_large_files_are_refused_before_they_are_read(lora: Repository):
     """A configuration of gigabytes would fill the memory of prepare."""
     with (lora.folder / "adapter_config.json").open("wb") as file:
         file.truncate(LARGEST_CONFIG + 1)
     assert "has a adapter_config.json of 8 MiB, more than 8 MiB" in lora.failure().message
 
 
-def test_many_files_are_refused(lora: Repository):
+def test_too_many_files_are_refused(lora: Repository):
     """Each is a request to the Hub."""
     for number in range(40):
         (lora.folder / f"{number}.jinja").touch()
@@ -237,7 +237,7 @@ def test_many_files_are_refused(lora: Repository):
 def test_a_scheduled_run_does_not_continue_from_its_own_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: JsonObject, data: str, expected: str
 ):
-    """A branch with the model that was made from the same rows stands for the adapter that this one was made from."""
+    """If the branch has a model trained from the same rows, the adapter that it started from is used."""
     repository = Repository(tmp_path, LORA, LORA_TENSORS)
     (tmp_path / "provenance.json").write_text("{}")
     made = provenance.Origin("d" * 64, "a" * 40)

@@ -246,7 +246,7 @@ def test_leftover_processes_of_a_stage_are_killed(container: Container) -> None:
     left = int((container.folder / "left").read_text())
     deadline = time.monotonic() + 10
     while _alive(left):
-        assert time.monotonic() < deadline, "it goes on"
+        assert time.monotonic() < deadline, "the process still runs"
         time.sleep(0.02)
 
 

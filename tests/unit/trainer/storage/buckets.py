@@ -1,4 +1,4 @@
-"""A bucket on an S3 server of the test's own."""
+"""A bucket on a test's own S3 server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bucket:
-    """An empty bucket; all of moto's servers in a process share their buckets, so its name is its own."""
+    """An empty bucket with a unique name, as all moto servers of a process share their buckets."""
 
     url: str
     name: str
     client: "S3Client"
 
     def workspace(self, keys: ManifestKeys | None = None) -> Workspace:
-        """Return a workspace in it, as a pod of its own has it."""
+        """Return a workspace in it, as a separate pod has it."""
         return Workspace(BucketPrefix(self.client, f"s3://{self.name}/runs/", "spec.workspace"), keys)
 
     def names(self, prefix: str = "") -> list[str]:

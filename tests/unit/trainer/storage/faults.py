@@ -1,4 +1,4 @@
-"""An S3 server that fails at a call of one's choice."""
+"""An S3 server that fails at chosen requests."""
 
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -48,7 +48,7 @@ class Script:
     _lock: Lock = field(default_factory=Lock)
 
     def due(self, call: str) -> Fault | None:
-        """Take note of a call, and return how it is to fail."""
+        """Record a request, and return its fault."""
         with self._lock:
             due = len(self.calls) >= self.after and not (self.once and call in self.calls)
             self.calls.append(call)
@@ -57,14 +57,14 @@ class Script:
 
 @dataclass
 class FaultyServer:
-    """S3 behind a script."""
+    """An S3 server with a script of faults."""
 
     url: str
     client: "S3Client"
     script: Script = field(default_factory=Script)
 
     def bucket(self) -> Bucket:
-        """Return a new, empty bucket; its making is not in the script."""
+        """Return a new, empty bucket; creating it is not in the script."""
         self.script = Script()
         name = f"team-{uuid4().hex[:8]}"
         self.client.create_bucket(Bucket=name)
@@ -78,7 +78,7 @@ def a_faulty_server() -> Iterator[FaultyServer]:
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         asked = [environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"]]
-        # A range without an end goes on with what a call before has begun.
+        # A range without an end continues an earlier request.
         asked += [part for part in [environ.get("HTTP_RANGE", "")] if part and not part.endswith("-")]
         fault = faulty.script.due(" ".join(asked))
         if fault is None:

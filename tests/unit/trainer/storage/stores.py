@@ -1,4 +1,4 @@
-"""S3 servers that treat conditional writes in ways of their own."""
+"""S3 servers with different support of conditional writes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -19,7 +19,7 @@ CONFLICT = ("409 Conflict", "ConditionalRequestConflict")
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask again at once."""
+    """Retry without a delay."""
     monkeypatch.setattr(s3, "WAITS_SECONDS", (0.0, 0.0, 0.0))
 
 

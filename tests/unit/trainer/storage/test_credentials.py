@@ -32,7 +32,7 @@ def test_a_trailing_newline_is_removed(tmp_path: Path) -> None:
 def test_without_a_secret_the_identity_of_pod_or_machine_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proves that an absent folder is no error, and that HF_TOKEN serves a run on one machine."""
+    """A missing folder is no error, and a local run uses HF_TOKEN."""
     assert Credentials(tmp_path).s3("workspace") is None
     monkeypatch.delenv("HF_TOKEN", raising=False)
     assert Credentials(tmp_path).hub_token("hub-write") is None

@@ -74,7 +74,7 @@ def test_a_token_with_permission_passes_and_changes_nothing(server, token, repos
     ("token", "repository", "reason", "message"),
     [
         (None, "acme/tools", Reason.CREDENTIALS_MISSING, "spec.publish.tokenSecretRef"),
-        ("nobody-knows-me", "acme/tools", Reason.HUB_TOKEN_INVALID, "spec.publish.tokenSecretRef"),
+        ("unknown-token", "acme/tools", Reason.HUB_TOKEN_INVALID, "spec.publish.tokenSecretRef"),
         ("alice-reads", "acme/tools", Reason.HUB_WRITE_DENIED, "token"),
         ("alice-reads", "acme/new", Reason.HUB_WRITE_DENIED, "read token"),
         ("bob-writes", "acme/tools", Reason.HUB_WRITE_DENIED, "acme/tools"),
@@ -110,7 +110,7 @@ def test_a_revision_is_resolved_to_a_commit(server):
         (None, "acme/tools", "v9", Reason.BASE_MODEL_NOT_FOUND),
         (None, "acme/gated", "main", Reason.BASE_MODEL_GATED),
         ("bob-writes", "acme/gated", "main", Reason.BASE_MODEL_GATED),
-        ("nobody-knows-me", "acme/tools", "main", Reason.HUB_TOKEN_INVALID),
+        ("unknown-token", "acme/tools", "main", Reason.HUB_TOKEN_INVALID),
     ],
 )
 def test_an_inaccessible_base_model_has_a_reason(server, token, model, revision, reason):
@@ -126,7 +126,7 @@ def test_a_read_token_is_checked_separately(server):
     Hub(server.url, None).check_token(READ_FIELD)
     Hub(server.url, "bob-writes").check_token(READ_FIELD)
     with pytest.raises(StageError) as raised:
-        Hub(server.url, "nobody-knows-me").check_token(READ_FIELD)
+        Hub(server.url, "unknown-token").check_token(READ_FIELD)
     assert "spec.baseModel.tokenSecretRef" in raised.value.message
 
 
@@ -149,7 +149,7 @@ def test_errors_of_the_hub_have_reasons(server, fault, reason):
     assert raised.value.reason is reason
 
 
-def test_an_unreachable_hub():
+def test_an_unreachable_hub_is_reported():
     """The message has the field with the Hub's address."""
     with pytest.raises(StageError) as raised:
         Hub("http://127.0.0.1:9", "alice-writes").check_writable("acme/tools")

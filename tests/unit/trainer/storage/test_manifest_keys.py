@@ -30,7 +30,7 @@ def bucket() -> Iterator[Bucket]:
         yield empty
 
 
-def committed(bucket: Bucket, folder: Path, keys: ManifestKeys | None, text: str = "honest") -> None:
+def committed(bucket: Bucket, folder: Path, keys: ManifestKeys | None, text: str = "original") -> None:
     """Commit an output of train, as a pod with these keys does."""
     bucket.workspace(keys).commit(Stage.TRAIN, KEY, a_folder(folder, adapter_txt=text), FACTS)
 
@@ -67,9 +67,9 @@ def test_outputs_of_other_bucket_users_are_not_used(
 
     committed(bucket, tmp_path / "poison-again", writer, "poison")
     assert bucket.workspace(KEYS).manifest(Stage.TRAIN, KEY) is None
-    committed(bucket, tmp_path / "honest", KEYS)
+    committed(bucket, tmp_path / "original", KEYS)
     bucket.workspace(KEYS).fetch(Stage.TRAIN, KEY, tmp_path / "in")
-    assert (tmp_path / "in" / "adapter.txt").read_text() == "honest"
+    assert (tmp_path / "in" / "adapter.txt").read_text() == "original"
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ def test_only_the_last_runs_of_an_object_keep_their_outputs(bucket: Bucket, tmp_
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_rows_of_a_suite_go_with_the_last_run_that_has_it(bucket: Bucket, tmp_path: Path) -> None:
-    """The base model's results on them, too."""
+def test_the_rows_of_a_suite_are_removed_with_its_last_run(bucket: Bucket, tmp_path: Path) -> None:
+    """With the base model's results on them."""
     folder, workspace = a_folder(tmp_path / "out", a_txt="one"), bucket.workspace()
     suite = SuiteDataFacts(name="chat", key="0123456789abcdef", rows=9)
     runs = [a_run(f"run{at}", keep=1) for at in (1, 2, 3)]
@@ -144,11 +144,11 @@ def test_a_repeated_run_counts_as_recent(bucket: Bucket, tmp_path: Path) -> None
 def test_outputs_without_any_reference_are_kept(bucket: Bucket, tmp_path: Path) -> None:
     """Outputs of older versions, and other objects below the prefix, are not touched."""
     folder, run = a_folder(tmp_path / "out", a_txt="one"), a_run("run1")
-    bucket.workspace().commit(Stage.TRAIN, "of-somebody-else", folder, FACTS)
+    bucket.workspace().commit(Stage.TRAIN, "foreign", folder, FACTS)
     references.prune(bucket.workspace(), run)
     work(bucket, run, folder)
     references.prune(bucket.workspace(), run)
-    assert bucket.workspace().manifest(Stage.TRAIN, "of-somebody-else") is not None
+    assert bucket.workspace().manifest(Stage.TRAIN, "foreign") is not None
 
 
 @pytest.mark.parametrize("clusters", [("", ""), ("prod", "dev"), ("prod", "")])

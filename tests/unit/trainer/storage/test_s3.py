@@ -59,7 +59,7 @@ def test_every_error_has_a_reason_with_uri_and_field(error: Exception, reason: R
     assert "spec.dataset" in raised.value.message or URI in raised.value.message
 
 
-def test_an_unreachable_server() -> None:
+def test_an_unreachable_server_is_reported() -> None:
     """A refused connection fails within the client's retries, with the endpoint's field."""
     (port,) = free_ports(1)
     client = s3.client(f"http://127.0.0.1:{port}", "us-east-1", S3Credentials("key", "secret"))

@@ -27,7 +27,7 @@ FACTS = TrainedFacts(steps=1, loss="0.1", train_seconds=1, device="cpu", adapter
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FaultyServer]:
-    """A server of one's own for the module."""
+    """A separate server for this module."""
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     with a_faulty_server() as faulty:
         yield faulty
@@ -35,7 +35,7 @@ def server() -> Iterator[FaultyServer]:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What was waited between tries, in place of waiting."""
+    """The durations of the waits between retries, which are skipped."""
     waited: list[float] = []
     monkeypatch.setattr("botocore.endpoint.time.sleep", waited.append)
     return waited
@@ -118,7 +118,7 @@ def test_a_permanent_fault_is_reported_and_leaves_no_partial_output(server: Faul
         everything(bucket, tmp_path / f"{after}-again")
 
 
-def test_a_body_that_keeps_breaking_off_fails(server: FaultyServer, tmp_path: Path) -> None:
+def test_a_repeatedly_interrupted_body_fails(server: FaultyServer, tmp_path: Path) -> None:
     """It is resumed a few times, and then left to the next pod."""
     bucket = a_full_bucket(server)
     server.script = Script(Fault.TRUNCATED)
