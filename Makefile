@@ -164,6 +164,7 @@ test-long: $(READY) $(VLLM) $(LLAMA) $(MLFLOW) ## What takes hours: more mutatio
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
 		$(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m 'learns or long' -rP
+	@$(PYTEST) --numprocesses 1 -m long tests/e2e --cluster "$(CLUSTER)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.gpu_check --device cpu --small --minutes 60
 
 .PHONY: test-platform
@@ -172,7 +173,7 @@ test-platform: $(READY) ## What platform teams rely on, against a real API serve
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## The chart, the images and real pods on a local cluster
-	@$(PYTEST) --numprocesses 2 --dist loadgroup tests/e2e --cluster "$(CLUSTER)"
+	@$(PYTEST) --numprocesses 2 --dist loadgroup -m 'not long' tests/e2e --cluster "$(CLUSTER)"
 
 .PHONY: bench-trainer
 bench-trainer: $(READY) ## Measure the stages beside what they are compared to; leaves build/bench/trainer.json

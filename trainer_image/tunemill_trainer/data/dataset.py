@@ -489,13 +489,9 @@ class DatasetBuilder:
             dataset.leave_out(source, result.problems)
             return
         dataset.findings.add(source, result.problems)
-        if problem := self._leak(result.request, part):
+        if leak := self._leak(result.request, part):
             dataset.leaked += 1
-            dataset.findings.add(source, [problem])
-        elif leak := self._known(result.request):
-            dataset.leaked += 1
-            problem = Problem(Rule.LEAKED, f"the row of spec.dataset at {leak} has the same request")
-            dataset.findings.add(source, [problem])
+            dataset.findings.add(source, [leak])
         elif first := self._fingerprints.before(b"row" + result.whole, source):
             dataset.duplicates += 1
             dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"duplicate of the row at {first}")])
@@ -506,10 +502,12 @@ class DatasetBuilder:
             self._keep(result, result.row, part)
 
     def _leak(self, request: bytes, part: Split | None) -> Problem | None:
-        """Return the problem of a row whose request is in the separate data of another split."""
+        """Return the problem of a row whose request is in the separate data of another split, or in other data."""
         for other in self._separate:
-            if other is not part and (leak := self._fingerprints.find(other.value.encode() + request)):
-                return Problem(Rule.LEAKED, f"the {other} row at {leak} has the same request")
+            if other is not part and (place := self._fingerprints.find(other.value.encode() + request)):
+                return Problem(Rule.LEAKED, f"the {other} row at {place} has the same request")
+        if place := self._known(request):
+            return Problem(Rule.LEAKED, f"the row of spec.dataset at {place} has the same request")
         return None
 
     def _keep(self, result: "_ReadResult", row: str, part: Split | None) -> None:

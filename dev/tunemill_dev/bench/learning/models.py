@@ -12,6 +12,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
 
 from tunemill_dev.bench.learning import data
+from tunemill_dev.bench.learning.tools import Row
 
 PLAIN, AUTO = "plain", "auto"
 _OFF: Mapping[str, Any] = {"shuffleTools": False, "distractorTools": 0, "maskedNames": "0", "irrelevantRows": "0"}
@@ -36,11 +37,10 @@ def measured(folder: Path, base: Path, variant: str, seed: int) -> Rates:
 
     work = folder / f"{variant}-{seed}"
     work.mkdir()
-    spec = {
+    spec: dict[str, Any] = {
         "baseModel": {"id": base.as_uri()},
         "dataset": {"uri": _written(work / "training.jsonl", data.training_rows(seed))},
         "workspace": {"uri": f"{work.as_uri()}/workspace/"},
-        "tokenizer": {"mode": "Text"},
         "adapter": {"lora": {"rank": 16, "alpha": 32, "dropout": "0"}},
         "training": {**_TRAINING, "seed": seed},
         "evaluation": {
@@ -74,6 +74,6 @@ def measured(folder: Path, base: Path, variant: str, seed: int) -> Rates:
     return rates
 
 
-def _written(path: Path, rows: Sequence[data.Row]) -> str:
+def _written(path: Path, rows: Sequence[Row]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path.as_uri()

@@ -1,7 +1,7 @@
-"""The base model of the benchmark: it has learned to read tools and to answer with a name and values, without markup.
+"""The base model of the benchmark: like an instruction-tuned model, it can call tools that it has never seen.
 
-Like a real base model, it can use tools that it has never seen. Its answers are no tool calls: fine-tuning teaches it
-the call format, and must not make it forget to read.
+It has learned to find the tool of a request by its description, to copy its name, and to decline when none fits.
+Fine-tuning on rows of a few tools must not make it forget that.
 """
 
 import json
@@ -13,20 +13,43 @@ from typing import Any
 from tunemill_trainer.data.augmentation import ANSWERS
 
 from tunemill_dev.bench.learning import tools
-from tunemill_dev.bench.learning.tools import SYSTEM, Row, Tool, all_tools, others, row
-from tunemill_dev.tiny.base import SPECIAL_TOKENS, TURN_TEMPLATE
+from tunemill_dev.bench.learning.tools import Row, Tool, all_tools, others, row
+from tunemill_dev.tiny.base import SPECIAL_TOKENS
 from tunemill_dev.tiny.cached import cached_model
 
 WIDTH, LAYERS, HEADS, VOCABULARY = 128, 3, 4, 1000
-STEPS, BATCH, LEARNING_RATE, WARM_UP = 1500, 16, 2e-3, 50
-LOOK_UPS = 32
+STEPS, BATCH, LEARNING_RATE, WARM_UP = 1800, 12, 2e-3, 50
+LOOK_UPS = 48
 """Short texts in each step that only teach to find a name by its description and to copy it."""
 NAMED_AT_RANDOM, UNFIT, PARALLEL = 0.4, 0.12, 0.2
 """Shares of the rows whose tools have random names, in which no tool fits, and that need two calls."""
 
 
-Turns = list[dict[str, str]]
-"""The user's message and the answer."""
+TAGS = ("<tool_call>", "</tool_call>")
+TEMPLATE = """{{- bos_token -}}
+{%- if tools -%}
+{{- '<start_of_turn>system\\n' + (messages[0]['content'] if messages[0]['role'] == 'system' else '') -}}
+{%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}
+{{- '<end_of_turn>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{- '<start_of_turn>model\\n' -}}
+{%- generation -%}
+{{- message['content'] or '' -}}
+{%- for call in message['tool_calls'] or [] -%}
+{{- '<tool_call>' + (call['function'] | tojson) + '</tool_call>' -}}
+{%- endfor -%}
+{{- '<end_of_turn>' -}}
+{%- endgeneration -%}
+{{- '\\n' -}}
+{%- elif message['role'] != 'system' or not tools -%}
+{{- '<start_of_turn>' + message['role'] + '\\n' + (message['content'] or '') + '<end_of_turn>\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
+"""
+"""The chat template, with tools and calls in the Hermes format."""
 
 
 def cached_reader() -> Path:
@@ -46,12 +69,17 @@ def pretraining_row(pool: list[Tool], random: Random) -> Row:
     return row(offered[0], random.sample(shown, len(shown)), random, calls=calls, fits=fits)
 
 
-def look_up(pool: list[Tool], random: Random) -> Turns:
-    """Return a list of names with descriptions, the request for one of them, and its name as the answer."""
+def look_up(pool: list[Tool], random: Random) -> Row:
+    """Return a row with a list of names with descriptions, the request for one of them, and its name as the answer."""
     listed = [(_name(random), f"{tool.verb} a {tool.noun}") for tool in random.sample(pool, random.randint(1, 5))]
     name, description = random.choice(listed)
     lines = "\n".join(f"{each}: {text}" for each, text in listed)
-    return [{"role": "user", "content": f"{lines}\n\n{description}"}, {"role": "assistant", "content": name}]
+    return {
+        "messages": [
+            {"role": "user", "content": f"{lines}\n\n{description}"},
+            {"role": "assistant", "content": name},
+        ]
+    }
 
 
 def _name(random: Random) -> str:
@@ -89,10 +117,10 @@ def make_reader(folder: Path, steps: int = STEPS) -> Path:
     model.train()
     for _ in range(steps):
         for several in (
-            [_turns(pretraining_row(pool, random)) for _ in range(BATCH)],
+            [pretraining_row(pool, random) for _ in range(BATCH)],
             [look_up(pool, random) for _ in range(LOOK_UPS)],
         ):
-            ids, labels = _batch([_tokens(turns, tokenizer) for turns in several])
+            ids, labels = _batch([_tokens(each, tokenizer) for each in several])
             model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -118,21 +146,27 @@ def _batch(texts: list[tuple[list[int], int]]) -> tuple[Any, Any]:
     return ids, labels
 
 
-def _turns(row: Row) -> Turns:
-    """Return the turns of a row with the tools as text, and with name and arguments instead of calls."""
-    system, user, answer = row["messages"]
-    tools = "\n".join(json.dumps(tool["function"]) for tool in row["tools"])
-    calls = [f"{call['function']['name']} {call['function']['arguments']}" for call in answer.get("tool_calls", [])]
-    return [
-        {"role": "user", "content": f"{system['content']}\n\n{tools}\n\n{user['content']}"},
-        {"role": "assistant", "content": "\n".join(calls) or answer["content"]},
-    ]
+def _text(row: Row) -> dict[str, Any]:
+    """Return a row as arguments of a chat template, whose calls have arguments as objects."""
+    *asked, answer = row["messages"]
+    functions = [call["function"] for call in answer.get("tool_calls", [])]
+    calls = [{"function": {**each, "arguments": json.loads(each["arguments"])}} for each in functions]
+    return {"conversation": [*asked, {**answer, "tool_calls": calls}], "tools": row.get("tools")}
 
 
-def _tokens(turns: Turns, tokenizer: Any) -> tuple[list[int], int]:  # noqa: ANN401 - transformers ships no types
-    """Return the token ids of a text, and the number of them in the prompt."""
-    prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
-    return tokenizer.apply_chat_template(turns, return_dict=False), len(prompt)
+def _tokens(row: Row, tokenizer: Any) -> tuple[list[int], int]:  # noqa: ANN401 - transformers ships no types
+    """Return the token ids of a row, and the number of them in the prompt."""
+    text = _text(row)
+    asked = {**text, "conversation": text["conversation"][:-1]}
+    prompt = tokenizer.apply_chat_template(**asked, add_generation_prompt=True, return_dict=False)
+    return tokenizer.apply_chat_template(**text, return_dict=False), len(prompt)
+
+
+def _strings(row: Row) -> list[str]:
+    """Return the texts of a row, tools and calls as JSON."""
+    calls = [json.dumps(call["function"]) for call in _text(row)["conversation"][-1]["tool_calls"]]
+    contents = [message["content"] for message in row["messages"] if message["content"]]
+    return [*contents, *calls, *map(json.dumps, row["tools"])]
 
 
 def _tokenizer(pool: list[Tool]) -> Any:  # noqa: ANN401
@@ -156,10 +190,9 @@ def _tokenizer(pool: list[Tool]) -> Any:  # noqa: ANN401
         min_frequency=2,
         show_progress=False,
     )
-    texts = [turn["content"] for _ in range(3000) for turn in _turns(pretraining_row(pool, random))]
-    # As in a real vocabulary, there are words for calls and for answers that the base model has not been trained on.
-    texts += ['<tools>\n</tools>\n<tool_call>{"name": "", "arguments": {"": ""}}</tool_call>', *ANSWERS] * 100
-    tokenizer.train_from_iterator([*texts, SYSTEM, "user\n", "model\n", "tool\n", "system\n"], trainer)
+    texts = [text for _ in range(3000) for text in _strings(pretraining_row(pool, random))]
+    # A real vocabulary has words for other answers, too.
+    tokenizer.train_from_iterator([*texts, *ANSWERS * 100, "user\n", "model\n", "tool\n", "system\n"], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<bos>",
@@ -167,5 +200,6 @@ def _tokenizer(pool: list[Tool]) -> Any:  # noqa: ANN401
         pad_token="<pad>",
         extra_special_tokens=["<start_of_turn>", "<end_of_turn>"],
     )
-    fast.chat_template = TURN_TEMPLATE
+    fast.add_tokens(list(TAGS))
+    fast.chat_template = TEMPLATE
     return fast
