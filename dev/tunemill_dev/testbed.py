@@ -286,7 +286,7 @@ class FineTune:
                     return status
                 if time.monotonic() > deadline:
                     break
-        raise NotReachedError(f"{self.namespace}/{self.name}, after {seconds:.0f} s: {in_words(status)}")
+        raise NotReachedError(f"{self.namespace}/{self.name}, after {seconds:.0f} s: {status_line(status)}")
 
     def reach(self, phase: Phase, seconds: float) -> FineTuneStatus:
         """Watch until the run has ended in a phase, and return its status.
@@ -296,7 +296,7 @@ class FineTune:
         """
         status = self.follow(lambda status: status.phase in ENDED, seconds)
         if status.phase != phase:
-            raise NotReachedError(f"{self.namespace}/{self.name} ended, but not in {phase}: {in_words(status)}")
+            raise NotReachedError(f"{self.namespace}/{self.name} ended, but not in {phase}: {status_line(status)}")
         return status
 
 
@@ -324,7 +324,7 @@ def with_images(manifest: str, operator: str, trainer: str, hub: str) -> str:
     return "\n---\n".join(documents)
 
 
-def in_words(status: FineTuneStatus) -> str:
+def status_line(status: FineTuneStatus) -> str:
     """Return the phase of a run and the reasons why it does not continue."""
     if status.failure:
         failure = status.failure

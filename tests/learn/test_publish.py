@@ -174,7 +174,7 @@ def test_a_release_is_signed_with_a_key(evaluated_run: TrainedRun, tmp_path: Pat
     assert again.report is not None
     assert not again.report.executed
 
-    signed.world.workspace().withdraw(
+    signed.world.workspace().remove_manifest(
         Stage.PUBLISH, keys.publish_key(keys.evaluate_key(signed.train_key, signed.run.spec), signed.run.spec)
     )
     assert published(signed.stage(Stage.PUBLISH)) == after
@@ -305,7 +305,7 @@ def test_a_release_is_recreated_only_if_it_is_missing(evaluated_run: TrainedRun)
     first = published(run.stage(Stage.PUBLISH))
 
     key = keys.publish_key(keys.evaluate_key(run.train_key, run.run.spec), run.run.spec)
-    run.world.workspace().withdraw(Stage.PUBLISH, key)
+    run.world.workspace().remove_manifest(Stage.PUBLISH, key)
     unrecorded = run.stage(Stage.PUBLISH)
     assert published(unrecorded) == first
     assert unrecorded.report is not None

@@ -74,7 +74,7 @@ class Supervisor:
         try:
             while True:
                 self._reap()
-                self._start_what_is_due()
+                self._start_due_programs()
                 self._publish()
                 received = signal.sigtimedwait(awaited, _TICK_SECONDS)
                 if received and received.si_signo != signal.SIGCHLD:
@@ -107,7 +107,7 @@ class Supervisor:
         state.restarts += 1
         state.due = now + min(0.25 * 2**state.failures_in_a_row, _SLOWEST_RESTART_SECONDS)
 
-    def _start_what_is_due(self) -> None:
+    def _start_due_programs(self) -> None:
         for state in self._states:
             ready = state.process is None and time.monotonic() >= state.due
             if ready and all(is_there(address) for address in state.component.needs):

@@ -19,7 +19,7 @@ from tunemill_dev.cluster.console import step
 from tunemill_dev.demo.answers import answers
 from tunemill_dev.demo.results import stages_run, summary
 from tunemill_dev.demo.view import RunView
-from tunemill_dev.testbed import ENDED, REPOSITORY_ROOT, FineTune, NotReachedError, Testbed, in_words, sample
+from tunemill_dev.testbed import ENDED, REPOSITORY_ROOT, FineTune, NotReachedError, Testbed, sample, status_line
 from tunemill_dev.tiny import rows
 from tunemill_dev.tiny.cached import cached_base
 
@@ -115,7 +115,7 @@ class Demo:
 
 def _published(status: FineTuneStatus) -> PublishedFacts:
     if status.phase != Phase.SUCCEEDED or status.published is None:
-        raise NotReachedError(f"The run did not publish a model: {in_words(status)}")
+        raise NotReachedError(f"The run did not publish a model: {status_line(status)}")
     return status.published
 
 

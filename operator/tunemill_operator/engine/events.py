@@ -41,7 +41,7 @@ class Event:
 def events_between(before: FineTuneStatus, after: FineTuneStatus) -> tuple[Event, ...]:
     """Return the events for the difference of two statuses, in the order of a run."""
     return (
-        *_looked_again(before, after),
+        *_scheduled_check(before, after),
         *_cut_short(before, after),
         *_suspected(before, after),
         *_admitted(before, after),
@@ -50,7 +50,7 @@ def events_between(before: FineTuneStatus, after: FineTuneStatus) -> tuple[Event
     )
 
 
-def _looked_again(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Event]:
+def _scheduled_check(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Event]:
     last_time = after.retrain.last_time if after.retrain else None
     if last_time and last_time != (before.retrain.last_time if before.retrain else None):
         yield Event("Normal", "Retraining", f"checking the data for changes, as scheduled for {last_time:%F %R} UTC")

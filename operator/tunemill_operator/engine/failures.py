@@ -92,7 +92,7 @@ def of_pod(pod: Pod) -> Cause | None:
     container = pod.failed_stage
     if pod.phase != "Failed" and container is None:
         return None
-    stage = _stage_at_work(pod)
+    stage = _current_stage(pod)
     if pod.reason == "Evicted":
         return Cause(stage, Reason.EVICTED, pod.message or "the kubelet evicted the pod")
     if container is None and _REJECTED.match(pod.reason):
@@ -211,7 +211,7 @@ def shortened(message: str) -> str:
     return f"{message[:half]} … {message[-half:]}"
 
 
-def _stage_at_work(pod: Pod) -> str:
+def _current_stage(pod: Pod) -> str:
     """Return the name of the running stage, or of the next one."""
     open_ones = [item.name for item in pod.stages if not (item.ended and item.ended.exit_code == 0)]
     return open_ones[0] if open_ones else "prepare"

@@ -37,7 +37,7 @@ class ProgressReport(StatusModel):
     """Report of a finished stage, while the next one runs in the same container."""
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _has_content(self) -> Self:
         if self.trainer_status is None and self.report is None:
             raise ValueError("trainerStatus or report is needed")
         if self.report:

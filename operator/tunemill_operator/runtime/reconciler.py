@@ -197,7 +197,7 @@ class Reconciler:
         try:
             created = await self.client.create(JOBS, namespace, body)
         except ExistsError:
-            return self._look_at(body, await self.client.get(JOBS, namespace, name))
+            return self._adopt(body, await self.client.get(JOBS, namespace, name))
         except (RefusedError, UnavailableError) as error:
             return _refusal(error)
         self.cache.jobs.put(created)
@@ -208,7 +208,7 @@ class Reconciler:
             self.observer.job_created(finetune, waited.total_seconds())
         return None
 
-    def _look_at(self, wanted: Json, found: Json) -> Refusal | None:
+    def _adopt(self, wanted: Json, found: Json) -> Refusal | None:
         """Return a refusal if the existing Job does not belong to the object. Otherwise add it to the cache."""
         uid = wanted["metadata"]["ownerReferences"][0]["uid"]
         if any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences", [])):

@@ -68,7 +68,7 @@ class Resync:
                 await self._compare()
                 break
             except KubeError as error:
-                message = _what_is_missing(error)
+                message = _watch_problem(error)
                 if message != logged:
                     log.warning("%s; looking again every %.0f s", message, WAIT_SECONDS)
                     logged = message
@@ -95,7 +95,7 @@ class Resync:
         """
         self.listed()  # kopf sends no event for a kind that was missing when it looked
         clock = asyncio.get_running_loop().time
-        await self._wait_until_quiet(FIRST_LOOK_SECONDS)
+        await self._wait_until_idle(FIRST_LOOK_SECONDS)
         next_scan = clock()
         while True:
             if clock() >= next_scan:
@@ -128,10 +128,10 @@ class Resync:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(latest):
                 await self._listed.wait()
-                await self._wait_until_quiet(LISTED_SECONDS)
+                await self._wait_until_idle(LISTED_SECONDS)
         self._listed.clear()
 
-    async def _wait_until_quiet(self, seconds: float) -> None:
+    async def _wait_until_idle(self, seconds: float) -> None:
         """Wait until no watch has sent an object of its initial list for `seconds`."""
         while (left := self._last_listed_at + seconds - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - the time changes
             await asyncio.sleep(left)
@@ -174,7 +174,7 @@ class Resync:
             self.queue.add(key)
 
 
-def _what_is_missing(error: KubeError) -> str:
+def _watch_problem(error: KubeError) -> str:
     if isinstance(error, NotFoundError):
         return "the CRD of FunctionCallFineTune is not installed: apply crds/ or install the chart with crds.enabled"
     if isinstance(error, RefusedError):

@@ -105,7 +105,7 @@ class Harness:
         facts = self.prepared.model_copy(update={"base_model_revision": commit})
         Prepared(self.folder / "prepared").base_model_path.write_text(json.dumps({"id": BASE, "revision": commit}))
         harness = replace(self, prepared=facts, endpoint=endpoint)
-        harness.workspace().withdraw(Stage.PREPARE, PREPARED_KEY)
+        harness.workspace().remove_manifest(Stage.PREPARE, PREPARED_KEY)
         harness.workspace().commit(Stage.PREPARE, PREPARED_KEY, self.folder / "prepared", facts)
         return harness
 

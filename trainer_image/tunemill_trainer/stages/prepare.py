@@ -110,7 +110,7 @@ def _existing(
     if found == (key, base_model.revision, base_model.digest, train.digest) and same_start:
         return facts
     _log.warning("removing the manifest of prepare/%s: it names other models or other data", key)
-    context.workspace.withdraw(Stage.PREPARE, key)
+    context.workspace.remove_manifest(Stage.PREPARE, key)
     return None
 
 

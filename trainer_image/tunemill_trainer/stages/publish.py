@@ -91,7 +91,7 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
     if earlier is not None and _still_published(context, earlier, hub, signer):
         return earlier, False
     if earlier is not None:
-        context.workspace.withdraw(Stage.PUBLISH, key)
+        context.workspace.remove_manifest(Stage.PUBLISH, key)
     hub.check_writable(spec.publish.repository)
 
     release = _collect(

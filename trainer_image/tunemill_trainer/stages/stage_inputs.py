@@ -37,7 +37,7 @@ def fetch_prepared(context: StageContext, *, without: Collection[str] = ()) -> P
     prepared = Prepared(folder)
     different = _differences(context, manifest, prepared)
     if different:
-        context.workspace.withdraw(Stage.PREPARE, key)
+        context.workspace.remove_manifest(Stage.PREPARE, key)
         raise StageError(
             Reason.STAGE_OUTPUT_MISSING,
             f"the output of prepare in the workspace does not belong to this run: {'; '.join(different)}",

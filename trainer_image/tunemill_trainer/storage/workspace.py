@@ -138,7 +138,7 @@ class Workspace:
             return self._own_manifest(stage, key)
         except _DamagedError as error:
             _log.warning("removing the manifest: %s", error)
-            self.withdraw(stage, key)
+            self.remove_manifest(stage, key)
             return None
 
     @tracing.step("fetch outputs")
@@ -165,7 +165,7 @@ class Workspace:
                 )
             self._download(self._folder(stage, key), manifest, into, without)
         except _DamagedError as error:
-            self.withdraw(stage, key)
+            self.remove_manifest(stage, key)
             raise StageError(
                 Reason.STAGE_OUTPUT_MISSING,
                 f"the output of {stage} in the workspace cannot be used: {error}",
@@ -206,7 +206,7 @@ class Workspace:
         )
         return manifest
 
-    def withdraw(self, stage: str, key: str) -> None:
+    def remove_manifest(self, stage: str, key: str) -> None:
         """Remove the manifest of an output, if there is one, so that the stage runs again."""
         self._store.delete([self._folder(stage, key) + _MANIFEST])
 
