@@ -243,7 +243,7 @@ def read_file(path: Path):
     data = Data("s3://team-a/calls.jsonl", (DataFile("calls.jsonl", path, ""),))
     try:
         with dataset.DatasetBuilder(found, dataset.ReadOptions(workers=1), lambda: None) as intake:
-            intake.read(dataset._all_items(data), data.uri, held_out=False)
+            intake.read(dataset._all_items(data), data.uri)
     except BrokenFileError as error:
         return error.message
     return found.rows, found.invalid
