@@ -42,6 +42,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="files with held-out rows; a training row with the same request as one of them is reported",
     )
     command.add_argument(
+        "--validation",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="files with validation rows; a row with the same request as a held-out row, and a training row with that "
+        "of one of them, is reported",
+    )
+    command.add_argument(
         "--max-tool-ratio",
         metavar="NUMBER",
         type=positive_number,
@@ -124,13 +133,18 @@ def main(options: argparse.Namespace) -> int:
     """Print the findings and return the exit code: 0 without errors, 65 with errors, 64 or 66 for wrong options."""
     # Imported here: other commands and the stages share this parser and do not need them.
     from tunemill_trainer.data.check import check
-    from tunemill_trainer.data.dataset import ReadOptions
+    from tunemill_trainer.data.dataset import ReadOptions, Split
 
     try:
         if options.max_length is not None and not options.tokenizer:
             raise StageError(Reason.INVALID_SPEC, "--max-length has no effect without --tokenizer", "Add --tokenizer.")
         inputs.refuse_repeated_standard_input(
-            {"FILE": options.files, "--evaluation": options.evaluation, "--tools": [options.tools]}
+            {
+                "FILE": options.files,
+                "--evaluation": options.evaluation,
+                "--validation": options.validation,
+                "--tools": [options.tools],
+            }
         )
         how = ReadOptions(
             DatasetFormat(options.format),
@@ -138,9 +152,11 @@ def main(options: argparse.Namespace) -> int:
             workers=cpus.available(),
             tool_ratio=options.max_tool_ratio,
         )
-        with ProgressBar("reading", inputs.row_count([*options.evaluation, *options.files]), "rows") as bar:
+        separate = {Split.HELD_OUT: options.evaluation, Split.VALIDATION: options.validation}
+        files = [*options.evaluation, *options.validation, *options.files]
+        with ProgressBar("reading", inputs.row_count(files), "rows") as bar:
             render = _renderer(options) if options.tokenizer else None
-            checked = check(options.files, options.evaluation, how, render, bar.advance_to)
+            checked = check(options.files, separate, how, render, bar.advance_to)
     except StageError as error:
         return output.fail_for("lint", error)
     except OSError as error:

@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -99,16 +99,16 @@ class CheckResult:
 
 def check(
     files: Sequence[Path],
-    evaluation: Sequence[Path],
+    separate: Mapping[Split, Sequence[Path]],
     how: ReadOptions,
     render: Callable[[Dataset], int] | None = None,
     progress: Callable[[int], None] = lambda _rows: None,
 ) -> CheckResult:
-    """Check files of training rows and of held-out rows.
+    """Check files of training rows, and of held-out and validation rows.
 
     Args:
         files: the files with training rows.
-        evaluation: the files with held-out rows.
+        separate: the files with rows of other splits.
         how: the reading options. With the format Auto, each file may have a different format.
         render: checks the usable rows with a tokenizer, adds findings to the data set, and returns the number of rows
             that turn out to be unusable. None skips this check.
@@ -123,16 +123,16 @@ def check(
         found = Findings(kept=sys.maxsize)
         dataset = Dataset(DatasetFormat.OPENAI, Path(scratch) / "rows.jsonl", findings=found)
         with DatasetBuilder(dataset, how, tick=lambda: progress(dataset.rows)) as builder:
-            # Held-out rows first, as in prepare: of two rows with the same request, the training row is excluded.
-            parts = [*((path, Split.HELD_OUT) for path in evaluation), *((path, None) for path in files)]
-            for path, part in parts:
+            # Training rows last, as in prepare: of two rows with the same request, the training row is excluded.
+            parts = [(path, part) for part in (Split.HELD_OUT, Split.VALIDATION) for path in separate.get(part, ())]
+            for path, part in (*parts, *((path, None) for path in files)):
                 try:
                     file = file_of_user(path, Path(scratch))
                     found_formats[file.name] = _take_in(file, builder, dataset, how, part)
                 except OSError as error:
                     unreadable.append(error)
         usable = dataset.kept - (render(dataset) if render is not None and dataset.kept else 0)
-    names = [name_of(path) for path in (*files, *evaluation)]
+    names = [name_of(path) for path in (*files, *(path for path, _ in parts))]
     place = {name: number for number, name in enumerate(names) if name in found_formats}
     ordered = sorted(found.listed, key=lambda finding: (place[finding.source.file], finding.source.line))
     return CheckResult(

@@ -159,6 +159,18 @@ def test_held_out_rows_must_not_be_trained_on(lint):
     assert "eval.jsonl line 1" in result["findings"][0]["message"]
 
 
+def test_splits_share_no_requests(lint):
+    """A validation row with the request of a held-out row is named, and a training row with that of either."""
+    train = put("train.jsonl", [openai_row("a"), openai_row("b"), openai_row("c")])
+    held_out, validation = put("eval.jsonl", [openai_row("A")]), put("dev.jsonl", [openai_row("B"), openai_row("a")])
+    code, result = lint(train, "--evaluation", held_out, "--validation", validation)
+    assert code == 0
+    found = {(each["file"], each["line"]): each["message"] for each in result["findings"]}
+    assert found.keys() == {("train.jsonl", 1), ("train.jsonl", 2), ("dev.jsonl", 2)}
+    assert "the validation row at dev.jsonl line 1" in found["train.jsonl", 2]
+    assert "the held-out row at eval.jsonl line 1" in found["dev.jsonl", 2]
+
+
 def test_the_threshold_for_rarely_called_tools_can_be_set(lint):
     """Tools below the ratio are named; a tool without calls always."""
     rows = [openai_row(str(number)) for number in range(25)]
