@@ -291,20 +291,20 @@ def _history(context: Any) -> list[Figures]:  # noqa: ANN401
 def _evaluation(settings: Settings, run: Figures) -> Figures:
     """Run evaluate, and measure the generated tokens per second, without the time to load the models."""
     from tunemill_trainer.gpu_check.harness import Clock
-    from tunemill_trainer.stages import evaluate
+    from tunemill_trainer.stages import evaluate, replies
 
-    tokens, seconds, generate = 0, 0.0, vars(evaluate)["generate"]
+    tokens, seconds, generate = 0, 0.0, vars(replies)["generate"]
 
     def timed(*given: Any, **named: Any) -> list[list[int]]:  # noqa: ANN401
         nonlocal tokens, seconds
         begun = time.monotonic()
-        replies: list[list[int]] = generate(*given, **named)
+        generated: list[list[int]] = generate(*given, **named)
         seconds += time.monotonic() - begun
-        tokens += sum(len(reply) for reply in replies)
-        return replies
+        tokens += sum(map(len, generated))
+        return generated
 
     _forget_memory(settings)
-    with mock.patch.object(evaluate, "generate", timed):
+    with mock.patch.object(replies, "generate", timed):
         facts = evaluate.run(run["harness"].context(run["spec"], Clock()))
     if facts.rows != int(settings["cases"]):
         raise CheckFailedError(f"{facts.rows} of {settings['cases']} cases were evaluated")
